@@ -1,0 +1,140 @@
+"""AST, the Audio Spectrogram Transformer (Gong, Chung and Glass, 2021), over any patch grid.
+
+The model reads top to bottom: configuration, parts, whole, initialisation. It equals the original code (commit 31088be)
+in tests/test_ast_model.py, logits and every gradient.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as nnf
+from torch import nn
+
+from fftp.patching import Macs, PatchEmbed, PatchGrid
+from kernels import ranges
+
+SIZES = {
+    "tiny": {"dim": 192, "depth": 12, "heads": 3},
+    "small": {"dim": 384, "depth": 12, "heads": 6},
+    "base": {"dim": 768, "depth": 12, "heads": 12},
+}
+BACKBONE_EPS = 1e-6  # LayerNorm in the blocks
+HEAD_EPS = 1e-5  # LayerNorm in the head
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASTConfig:
+    """tokens: 2 for the class and distillation tokens of DeiT, as AST has them; 1 for the class token alone."""
+
+    grid: PatchGrid
+    classes: int
+    dim: int = 192
+    depth: int = 12
+    heads: int = 3
+    tokens: Literal[1, 2] = 2
+    positions: Literal["learned", "none"] = "learned"
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
+
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one clip."""
+        D, L = self.dim, self.grid.N + self.tokens
+        paper = self.grid.embed_macs(D) + self.depth * 12 * L * D * D + D * self.classes
+        return Macs(paper, paper + self.depth * 2 * L * L * D)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through SDPA (FlashAttention on a GPU); rows of qkv are q, k, v, each head by head."""
+
+    def __init__(self, D: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(D, 3 * D)
+        self.proj = nn.Linear(D, D)
+
+    def _heads(self, x):
+        B, L, D = x.shape
+        return self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, L, D / H)
+
+    def forward(self, x):
+        q, k, v = self._heads(x).unbind(0)
+        out = nnf.scaled_dot_product_attention(q, k, v)  # (B, H, L, D / H)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def weights(self, x):
+        """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what SDPA never writes down."""
+        q, k, _ = self._heads(x).float().unbind(0)
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU."""
+
+    def __init__(self, D: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(D, eps=BACKBONE_EPS)
+        self.attention = Attention(D, heads)
+        self.norm2 = nn.LayerNorm(D, eps=BACKBONE_EPS)
+        self.fc1 = nn.Linear(D, 4 * D)
+        self.fc2 = nn.Linear(4 * D, D)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.fc2(nnf.gelu(self.fc1(self.norm2(x))))
+
+
+class AST(nn.Module):
+    """Normalised log-mel `[B, T, F]` to logits `[B, C]`."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.config = config
+        self.embed = PatchEmbed(config.grid, config.dim, config.tokens, "head", config.positions)
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=BACKBONE_EPS)
+        self.head_norm = nn.LayerNorm(config.dim, eps=HEAD_EPS)
+        self.head = nn.Linear(config.dim, config.classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """AST's from-scratch initialisation (imagenet_pretrain=False): the patch embedding and the head keep the library's
+        default, the rest is normal with std 0.02, as the original's order of construction has it."""
+        for block in self.blocks:
+            for linear in (block.attention.qkv, block.attention.proj, block.fc1, block.fc2):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+        bound = (self.config.grid.pt * self.config.grid.pf) ** -0.5
+        nn.init.uniform_(self.embed.weight, -bound, bound)
+        nn.init.uniform_(self.embed.bias, -bound, bound)
+        nn.init.normal_(self.embed.class_token, std=0.02)
+        if self.embed.position is not None:
+            nn.init.normal_(self.embed.position, std=0.02)
+
+    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """The mean of the class tokens after the last norm, `[B, D]`."""
+        x = self.embed(log_mel)
+        with ranges.range("encoder"):
+            for block in self.blocks:
+                x = block(x)
+        return self.norm(x)[:, : self.config.tokens].mean(1)
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        features = self.features(log_mel)
+        with ranges.range("head"):
+            return self.head(self.head_norm(features))
+
+    def attentions(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
+        """Each block's attention, `[B, H, L, L]`."""
+        x, seen = self.embed(log_mel), []
+        for block in self.blocks:
+            seen.append(block.attention.weights(block.norm1(x)))
+            x = block(x)
+        return seen
+
+    def undecayed(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone: vectors, biases, norms, tokens, positions."""
+        named = self.named_parameters()
+        return {n for n, p in named if p.ndim < 2 or n in ("embed.class_token", "embed.position")}

@@ -1,0 +1,130 @@
+"""Augmentation with its settings: what is drawn, where it is applied, and in which order.
+
+Order (AST's): gain, mixup (waveform) -> log-mel, padded -> roll -> masks -> normalise -> noise. Every draw is keyed by
+(seed, epoch, ticket), see `kernels.philox`; nothing here has a state.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+import kernels
+from kernels import draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Masks, mixup, roll, noise and gain; sizes in frames and mel bins.
+
+    mask_fill: "mean" of the clip's log-mel (SpecMask) or "zero" in log-mel units (AST's SpecAugment, which is louder than
+    average); "default" is each mask's own. mask_mean: the mean over all cells, padding included, or over "valid" frames.
+    """
+
+    augment: Literal["none", "specaugment", "specmask"] = "none"
+    mask_area: int = 1024  # SpecMask: cells to reach
+    mask_width: int = 16  # SpecMask: widest, frames
+    mask_height: int = 128  # SpecMask: highest, bins
+    mask_full_share: float = 0.7  # SpecMask: share of draws that are full height
+    mask_clip: bool = False  # SpecMask: narrow the last mask to land on the area
+    mask_snap: int = 1  # SpecMask: start and width are multiples of so many frames
+    mask_max_frequency: int = 48  # SpecAugment: widths 0..this-1, bins
+    mask_max_time: int = 48  # SpecAugment: widths 0..this-1, frames
+    mask_fill: Literal["default", "mean", "zero"] = "default"
+    mask_mean: Literal["all", "valid"] = "all"
+    mixup: float = 0.0  # probability that a clip is mixed with another
+    mixup_lambda: Literal["beta", "half"] = "beta"  # Beta(10, 10), or 0.5 always
+    roll: bool = False  # up to 10 frames, round the end
+    noise: bool = False  # up to 0.1 a cell, after normalising
+    gain_db: float = 0.0  # waveforms louder or softer by up to so many dB
+
+
+class Augment:
+    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel."""
+
+    def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int):
+        self.settings, self.seed, self.T, self.F = settings, seed, T, F
+
+    def mixup(self, epoch: int, tickets: torch.Tensor, n: int):
+        """(mixed, partner, lambda) of each sample among n clips, or None where mixup is off."""
+        s = self.settings
+        if s.mixup == 0:
+            return None
+        return draws.draw_mixup(self.seed, epoch, tickets, s.mixup, n, fixed=s.mixup_lambda == "half")
+
+    def gain(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
+        """Factors `[B]` for the waveforms, or None."""
+        return draws.draw_gain(self.seed, epoch, tickets, self.settings.gain_db) if self.settings.gain_db else None
+
+    def roll(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
+        """Frames `[B]` to roll by, or None."""
+        return draws.draw_roll(self.seed, epoch, tickets) if self.settings.roll else None
+
+    def rectangles(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
+        """Masked rectangles int32 `[B, M, 4]`, or None."""
+        s = self.settings
+        if s.augment == "none":
+            return None
+        if s.augment == "specaugment":
+            sizes = {"max_frequency": s.mask_max_frequency, "max_time": s.mask_max_time}
+            return kernels.draw_spec_augment(self.seed, epoch, tickets, self.T, self.F, **sizes)[0]
+        return kernels.draw_spec_mask(
+            self.seed,
+            epoch,
+            tickets,
+            self.T,
+            self.F,
+            budget=s.mask_area,
+            max_width=s.mask_width,
+            max_height=s.mask_height,
+            full_share=s.mask_full_share,
+            clip=s.mask_clip,
+            snap=s.mask_snap,
+        )[0]
+
+    def fill(self, log_mel: torch.Tensor, valid_frames: torch.Tensor, roll: torch.Tensor | None) -> torch.Tensor:
+        """What each clip's masks are filled with, float32 `[B]`, in log-mel units."""
+        s = self.settings
+        if s.mask_fill == "zero" or (s.mask_fill == "default" and s.augment == "specaugment"):
+            return log_mel.new_zeros(log_mel.shape[0])
+        return clip_level(log_mel, valid_frames if s.mask_mean == "valid" else None, roll)
+
+    def mask(
+        self,
+        log_mel: torch.Tensor,
+        valid_frames: torch.Tensor,
+        epoch: int,
+        tickets: torch.Tensor,
+        roll: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place.
+
+        roll: how far the clips have been rolled, so that a mean over valid frames finds them.
+        """
+        rectangles = self.rectangles(epoch, tickets)
+        if rectangles is None:
+            return log_mel
+        return kernels.paint(log_mel, rectangles, self.fill(log_mel, valid_frames, roll))
+
+    def add_noise(self, log_mel: torch.Tensor, epoch: int, tickets: torch.Tensor) -> torch.Tensor:
+        """Add the noise to normalised log-mel, in place."""
+        if not self.settings.noise:
+            return log_mel
+        return log_mel.add_(draws.draw_noise(self.seed, epoch, tickets, self.T, self.F))
+
+
+def clip_level(
+    log_mel: torch.Tensor, valid_frames: torch.Tensor | None = None, roll: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of each clip's `[T, F]`, or of its valid frames (all, where it has none); `[B]`.
+
+    Frame by frame first, so that a clip's mean has the same bits at any batch size.
+    """
+    frames = log_mel.mean(2)  # (B, T)
+    if valid_frames is None:
+        return frames.mean(1)
+    t = torch.arange(frames.shape[1], device=frames.device)[None]
+    if roll is not None:
+        t = (t - roll[:, None]) % frames.shape[1]
+    inside = (t < valid_frames[:, None]) | (valid_frames == 0)[:, None]
+    return (frames * inside).sum(1) / inside.sum(1)

@@ -1,0 +1,202 @@
+"""AuM, the Audio Mamba of Erol, Senocak, Feng and Chung (2024), over any patch grid.
+
+Letters as in `kernels.selective_scan`: E = 2 D channels, S = 16 states, R = ceil(D / 16) the rank of delta, K = 4 taps.
+It equals the original code (commit b0eb85d) in tests/test_aum_model.py, logits and every gradient, in all three
+directions. The original's traps are listed there.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+import kernels
+from fftp.patching import Macs, PatchEmbed, PatchGrid
+from kernels import ranges
+
+SIZES = {
+    "tiny": {"dim": 192, "depth": 24},
+    "small": {"dim": 384, "depth": 24},
+    "base": {"dim": 768, "depth": 24},
+}
+NORM_EPS = 1e-5
+TAPS = 4
+DELTA_MIN, DELTA_MAX, DELTA_FLOOR = 1e-3, 0.1, 1e-4  # initial step sizes, log-uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuMConfig:
+    """directions: "none" (forward only, Fo-Fo), "v1" (Fo-Bi, AuM's own: one input, scanned both ways with separate decays)
+    or "v2" (Bi-Bi, Vision Mamba's: a branch of its own for each way, halved sum). place: of the class token."""
+
+    grid: PatchGrid
+    classes: int
+    dim: int = 192
+    depth: int = 24
+    state: int = 16
+    directions: Literal["none", "v1", "v2"] = "v1"
+    place: Literal["head", "middle", "end"] = "middle"
+    positions: Literal["learned", "none"] = "learned"
+
+    @property
+    def inner(self) -> int:
+        return 2 * self.dim
+
+    @property
+    def rank(self) -> int:
+        return math.ceil(self.dim / 16)
+
+    def macs(self) -> Macs:
+        """Multiply-accumulates of one clip; the scan counts 4 E S + 2 E a token and direction."""
+        D, E, L, ways = self.dim, self.inner, self.grid.N + 1, 1 if self.directions == "none" else 2
+        branches = 2 if self.directions == "v2" else 1
+        branch = E * TAPS + E * (self.rank + 2 * self.state) + self.rank * E
+        paper = self.grid.embed_macs(D) + self.depth * L * (2 * D * E + E * D + branches * branch) + D * self.classes
+        return Macs(paper, paper + self.depth * L * ways * (4 * E * self.state + 2 * E))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in float32."""
+
+    def __init__(self, D: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+
+
+class Branch(nn.Module):
+    """What makes delta, B and C from the convolved input, with its own decay and skip: one for each direction in "v2"."""
+
+    def __init__(self, config: AuMConfig):
+        super().__init__()
+        E, S, R = config.inner, config.state, config.rank
+        self.conv_weight = nn.Parameter(torch.empty(E, TAPS))
+        self.conv_bias = nn.Parameter(torch.empty(E))
+        self.x_proj = nn.Linear(E, R + 2 * S, bias=False)
+        self.dt_proj = nn.Linear(R, E)
+        self.A_log = nn.Parameter(torch.empty(E, S))
+        self.D = nn.Parameter(torch.empty(E))
+
+    def forward(self, u, z, reverse, A_backward_log=None):
+        """Scan u, gated by z, both `[B, L, E]`; both ways where A_backward_log `[E, S]` is given."""
+        R, S = self.dt_proj.in_features, self.A_log.shape[1]
+        u = kernels.causal_conv(u, self.conv_weight, self.conv_bias, reverse)
+        raw, B, C = self.x_proj(u).split([R, S, S], -1)
+        # The bias joins in float32 inside the scan, as in the original.
+        delta = nn.functional.linear(raw, self.dt_proj.weight)
+        backward = None if A_backward_log is None else -A_backward_log.exp()
+        return kernels.selective_scan(
+            u, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias, A_backward=backward, reverse=reverse
+        )
+
+
+class Mixer(nn.Module):
+    """The bidirectional Mamba block: project, convolve, scan, gate, project back; `[B, L, D]` in and out."""
+
+    def __init__(self, config: AuMConfig):
+        super().__init__()
+        self.directions = config.directions
+        self.in_proj = nn.Linear(config.dim, 2 * config.inner, bias=False)
+        self.forward_branch = Branch(config)
+        if config.directions == "v1":
+            self.A_backward_log = nn.Parameter(torch.empty(config.inner, config.state))
+        if config.directions == "v2":
+            self.backward_branch = Branch(config)
+        self.out_proj = nn.Linear(config.inner, config.dim, bias=False)
+
+    def forward(self, x):
+        u, z = self.in_proj(x).chunk(2, -1)  # (B, L, D) @ (D, 2 E) -> 2 x (B, L, E)
+        y = self.forward_branch(u, z, False, self.A_backward_log if self.directions == "v1" else None)
+        if self.directions == "v2":
+            y = (y + self.backward_branch(u, z, True)) / 2
+        return self.out_proj(y)
+
+
+class Layer(nn.Module):
+    """x + mixer(norm(x)); the residual stream stays in float32. There is no MLP."""
+
+    def __init__(self, config: AuMConfig):
+        super().__init__()
+        self.norm = RMSNorm(config.dim)
+        self.mixer = Mixer(config)
+
+    def forward(self, x):
+        return x + self.mixer(self.norm(x))
+
+
+class AuM(nn.Module):
+    """Normalised log-mel `[B, T, F]` to logits `[B, C]`."""
+
+    def __init__(self, config: AuMConfig):
+        super().__init__()
+        self.config = config
+        self.embed = PatchEmbed(config.grid, config.dim, 1, config.place, config.positions)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """AuM's initialisation: Mamba's for the mixers, LeCun normal for the patches, 0.02 for tokens and head."""
+        for layer in self.layers:
+            mixer = layer.mixer
+            _init_branch(mixer.forward_branch, log_uniform_delta=True)
+            if mixer.directions == "v1":
+                mixer.A_backward_log.data.copy_(_decay_logs(mixer.A_backward_log))
+            if mixer.directions == "v2":
+                # The original's backward bias is not protected from being zeroed: its steps start at softplus(0) = 0.69.
+                _init_branch(mixer.backward_branch, log_uniform_delta=False)
+            mixer.out_proj.weight.data /= math.sqrt(self.config.depth)
+        fan_in = self.config.grid.pt * self.config.grid.pf
+        # LeCun's variance divided by that of a normal cut at two deviations, though nothing is cut here: as in the source.
+        nn.init.normal_(self.embed.weight, std=fan_in**-0.5 / 0.87962566103423978)
+        nn.init.zeros_(self.embed.bias)
+        nn.init.normal_(self.embed.class_token, std=0.02)
+        if self.embed.position is not None:
+            nn.init.normal_(self.embed.position, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """The class token after the last norm, `[B, D]`."""
+        x = self.embed(log_mel)
+        with ranges.range("encoder"):
+            for layer in self.layers:
+                x = layer(x)
+        return self.norm(x[:, self.embed.place])
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        features = self.features(log_mel)
+        with ranges.range("head"):
+            return self.head(features)
+
+    def undecayed(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone: vectors, tokens, positions, and the decays themselves."""
+        named = self.named_parameters()
+        kept = ("embed.class_token", "embed.position")
+        return {n for n, p in named if p.ndim < 2 or n in kept or n.endswith(("A_log", "A_backward_log"))}
+
+
+def _decay_logs(like):
+    """ln(1..S) in each row: S4D-real."""
+    return torch.arange(1, like.shape[1] + 1, dtype=torch.float32).log().expand_as(like)
+
+
+def _init_branch(branch, log_uniform_delta):
+    bound = TAPS**-0.5
+    nn.init.uniform_(branch.conv_weight, -bound, bound)
+    nn.init.uniform_(branch.conv_bias, -bound, bound)
+    branch.A_log.data.copy_(_decay_logs(branch.A_log))
+    nn.init.ones_(branch.D)
+    bound = branch.dt_proj.in_features**-0.5
+    nn.init.uniform_(branch.dt_proj.weight, -bound, bound)
+    if not log_uniform_delta:
+        nn.init.zeros_(branch.dt_proj.bias)
+        return
+    low, high = math.log(DELTA_MIN), math.log(DELTA_MAX)
+    step = torch.empty_like(branch.dt_proj.bias).uniform_(low, high).exp().clamp_min(DELTA_FLOOR)
+    branch.dt_proj.bias.data.copy_(step + (-(-step).expm1()).log())  # the inverse of softplus

@@ -1,0 +1,117 @@
+"""Waveform to normalised log-mel: the front end of AST and AuM, batched."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as nnf
+
+import kernels
+from kernels import FbankSettings
+
+# (mean, standard deviation) of the log-mel of each data set's training clips.
+STATISTICS = {
+    "audioset": (-4.2677393, 4.5689974),  # AST, src/run.py
+    "speechcommands": (-6.845978, 5.5654526),  # AST, src/run.py
+    "esc50": (-6.6268077, 5.358466),  # AST, src/run.py
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndSettings:
+    """What turns a waveform into the model's input.
+
+    T: frames of the input; clips are padded with zero frames or cut at their end. fit: "pad", or "resize", which stretches
+    the clip's own frames to T bilinearly (the paper says "resized" for Speech Commands; PAPER_NOTES D-23).
+    mean, std: the log-mel is normalised as (x - mean) / (2 std), AST's convention.
+    clip_samples: samples of a training clip; longer recordings are classified in windows of this length.
+    """
+
+    T: int
+    clip_samples: int
+    mean: float
+    std: float
+    fit: Literal["pad", "resize"] = "pad"
+    fbank: FbankSettings = field(default_factory=FbankSettings)
+
+    @property
+    def F(self) -> int:
+        return self.fbank.n_mels
+
+
+class FrontEnd:
+    """`front_end(waveform, length)`: `[B, W]` samples -> normalised log-mel `[B, T, F]`.
+
+    The parts are public because training paints masks between them: `log_mel`, then `normalise`.
+    """
+
+    def __init__(self, settings: FrontEndSettings):
+        self.settings = settings
+
+    def log_mel(self, waveform: torch.Tensor, length: torch.Tensor, roll: torch.Tensor | None = None) -> torch.Tensor:
+        """Un-normalised log-mel `[B, T, F]` in float32 (float64 for a float64 waveform).
+
+        waveform `[B, W]` in -1..1, zero behind length `[B]` samples; roll `[B]` frames, round the end of the T frames.
+        """
+        s = self.settings
+        shortest = s.fbank.frame
+        if waveform.shape[1] < shortest:
+            waveform = nnf.pad(waveform, (0, shortest - waveform.shape[1]))
+        waveform = kernels.remove_mean(waveform, length)
+        if s.fit == "pad":
+            return kernels.fbank(waveform, length, s.fbank, s.T, roll)
+        log_mel = self._resized(kernels.fbank(waveform, length, s.fbank), s.fbank.frames(length))
+        return log_mel if roll is None else _rolled(log_mel, roll)
+
+    def _resized(self, log_mel, frames):
+        """Each clip's own frames stretched to T, bilinear; one clip at a time, since their lengths differ."""
+        out = log_mel.new_zeros(log_mel.shape[0], self.settings.T, log_mel.shape[2])
+        for b, n in enumerate(frames.tolist()):
+            if n:
+                stretched = nnf.interpolate(log_mel[b : b + 1, :n].mT, size=self.settings.T, mode="linear")
+                out[b] = stretched[0].T
+        return out
+
+    def valid_frames(self, length: torch.Tensor) -> torch.Tensor:
+        """Frames that hold sound rather than padding, int64 `[B]`."""
+        if self.settings.fit == "resize":
+            return torch.full_like(length, self.settings.T)
+        return self.settings.fbank.frames(length).clamp_max(self.settings.T)
+
+    def normalise(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """(x - mean) / (2 std), in place."""
+        return log_mel.sub_(self.settings.mean).div_(2 * self.settings.std)
+
+    def __call__(self, waveform: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
+        if length is None:
+            length = torch.full(waveform.shape[:1], waveform.shape[1], dtype=torch.int64, device=waveform.device)
+        return self.normalise(self.log_mel(waveform, length))
+
+
+def _rolled(log_mel, roll):
+    T = log_mel.shape[1]
+    source = (torch.arange(T, device=log_mel.device) - roll[:, None]) % T  # (B, T)
+    return log_mel.gather(1, source[:, :, None].expand_as(log_mel))
+
+
+class Statistics:
+    """Running mean and standard deviation of log-mel cells, over the frames that hold sound."""
+
+    def __init__(self):
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, log_mel: torch.Tensor, valid_frames: torch.Tensor) -> None:
+        """Take in un-normalised `[B, T, F]`; frames at or behind valid_frames[b] are padding and do not count."""
+        inside = torch.arange(log_mel.shape[1], device=log_mel.device) < valid_frames[:, None]
+        cells = log_mel[inside].double()
+        self.count += cells.numel()
+        self.total += float(cells.sum())
+        self.squares += float(cells.square().sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        return max(0.0, self.squares / self.count - self.mean**2) ** 0.5

@@ -1,0 +1,21 @@
+"""The operations that run on the device, each with a plain PyTorch reference that defines it.
+
+`kernels.dispatch` says which backend runs. Nothing here knows of models, settings or files.
+"""
+
+from kernels.fbank import FbankSettings, fbank, remove_mean
+from kernels.patch_embed import patch_embed
+from kernels.selective_scan import causal_conv, selective_scan
+from kernels.spec_mask import draw_spec_augment, draw_spec_mask, paint
+
+__all__ = [
+    "FbankSettings",
+    "causal_conv",
+    "draw_spec_augment",
+    "draw_spec_mask",
+    "fbank",
+    "paint",
+    "patch_embed",
+    "remove_mean",
+    "selective_scan",
+]

@@ -1,0 +1,166 @@
+"""Which backend runs an operation, and why not another.
+
+One table: operation -> backends in order of preference, the plain PyTorch reference last. With `use_fused(True)` the
+first backend that applies runs, otherwise the reference. The environment variable FFTP_BACKEND="op=name,op=name"
+overrides both, for tests and benchmarks; a backend asked for by name that cannot run raises, it never falls back.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+class BackendError(ValueError):
+    """A backend was asked for by name that does not exist or cannot run here."""
+
+
+def _always(device: str, dtype: str) -> str | None:
+    return None
+
+
+def _cpu_float32(device: str, dtype: str) -> str | None:
+    if device != "cpu":
+        return f"it is written for the CPU's caches; the tensors are on {device}"
+    # float64 is for proofs, and the reference is what they are about.
+    return None if dtype == "float32" else f"it computes in float32; the tensors are {dtype}"
+
+
+def _cpu_not_bfloat16(device: str, dtype: str) -> str | None:
+    if device != "cpu":
+        return f"it is the CPU library's convolution; the tensors are on {device}"
+    # Seen on two AVX-512 cores: in bfloat16 the reference's one product beats the convolution's packing.
+    return None if dtype != "bfloat16" else "in bfloat16 the reference's matrix product is faster on a CPU"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operation.
+
+    path: "module:function", imported when it is first chosen, so that no backend costs anything until it runs.
+    refuses: (device type, dtype name) -> the reason why it cannot run, or None.
+    """
+
+    name: str
+    path: str
+    refuses: Callable[[str, str], str | None] = _always
+
+    def load(self) -> Callable:
+        return _load(self.path)
+
+
+@cache
+def _load(path: str) -> Callable:
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+TABLE: dict[str, tuple[Backend, ...]] = {
+    "fbank": (Backend("reference", "kernels.fbank.reference:fbank"),),
+    "spec_mask": (Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),),
+    "spec_augment": (Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),),
+    "paint": (Backend("reference", "kernels.spec_mask.reference:paint"),),
+    "patch_embed": (
+        Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
+        Backend("reference", "kernels.patch_embed.reference:patch_embed"),
+    ),
+    "selective_scan": (
+        Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
+        Backend("reference", "kernels.selective_scan.reference:selective_scan"),
+    ),
+    "causal_conv": (Backend("reference", "kernels.selective_scan.reference:causal_conv"),),
+}
+
+_fused = False
+_in_use: dict[str, str] = {}
+
+
+def use_fused(fused: bool) -> None:
+    """From now on: the first backend that applies (True), or the reference (False)."""
+    global _fused
+    _fused = bool(fused)
+
+
+def fused() -> bool:
+    return _fused
+
+
+@cache
+def _overrides(text: str) -> dict[str, str]:
+    chosen = {}
+    for pair in filter(None, (p.strip() for p in text.split(","))):
+        operation, equals, name = pair.partition("=")
+        if not equals or operation not in TABLE:
+            raise BackendError(f"FFTP_BACKEND takes op=name,...: {pair!r} names none of {', '.join(TABLE)}.")
+        names = [b.name for b in TABLE[operation]]
+        if name not in names:
+            raise BackendError(f"FFTP_BACKEND: {operation} has no backend {name!r}; there are {', '.join(names)}.")
+        chosen[operation] = name
+    return chosen
+
+
+def check_overrides() -> None:
+    """Read FFTP_BACKEND now, so that a wrong one is refused before any work.
+
+    Raises BackendError.
+    """
+    _overrides(os.environ.get("FFTP_BACKEND", ""))
+
+
+def select(operation: str, device: str, dtype: str) -> Backend:
+    """The backend that a call on this device and dtype would take.
+
+    Raises BackendError when FFTP_BACKEND asks for one that cannot run.
+    """
+    backends = TABLE[operation]
+    wanted = _overrides(os.environ.get("FFTP_BACKEND", "")).get(operation)
+    if wanted is not None:
+        backend = next(b for b in backends if b.name == wanted)
+        if reason := backend.refuses(device, dtype):
+            raise BackendError(f"FFTP_BACKEND asks for {operation}={wanted}, which cannot run: {reason}.")
+        return backend
+    if not _fused:
+        return backends[-1]
+    return next(b for b in backends if b.refuses(device, dtype) is None)
+
+
+def choose(operation: str, tensor: torch.Tensor) -> Callable:
+    """The function that runs this operation on such a tensor; remembers its name for `in_use`.
+
+    The type that counts is the one computed in: autocast's where it is on.
+    """
+    device = tensor.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    backend = select(operation, device, str(dtype).removeprefix("torch."))
+    _in_use[operation] = backend.name
+    return backend.load()
+
+
+def in_use() -> dict[str, str]:
+    """Operation -> name of the backend that ran last, in the table's order, for those that ran at all."""
+    return {operation: _in_use[operation] for operation in TABLE if operation in _in_use}
+
+
+def forget() -> None:
+    """Empty what `in_use` remembers: a new run starts."""
+    _in_use.clear()
+
+
+def table(device: str, dtype: str) -> list[tuple[str, str, str]]:
+    """Rows (operation, backend, state) for `fftp.env`: "runs with --fused", "runs without", or why it is not taken."""
+    rows = []
+    for operation, backends in TABLE.items():
+        first = next(b for b in backends if b.refuses(device, dtype) is None)
+        for backend in backends:
+            reason = backend.refuses(device, dtype)
+            if reason:
+                state = f"cannot run: {reason}"
+            elif backend is first:
+                state = "runs" if len(backends) == 1 else "runs with --fused"
+            else:
+                state = "runs without --fused" if backend is backends[-1] else f"{first.name} is preferred"
+            rows.append((operation, backend.name, state))
+    return rows

@@ -1,0 +1,73 @@
+"""What is drawn for a sample besides its masks: order, roll, gain, mixup, noise. All keyed, see `kernels.philox`.
+
+Arguments have the same meaning everywhere: seed, a 64-bit integer (or one-element int64 tensor); epoch, an integer (or
+one-element tensor); tickets `[B]` int64, each sample's place in the epoch's order. A sample's draws depend on these
+three alone: not on the batch, the device or the process.
+"""
+
+import numpy as np
+import torch
+
+from kernels import philox as keyed
+
+ROLL_SPAN = 20  # frames: rolls are uniform on -10..9 (AST's dataloader.py)
+NOISE_SCALE = 10.0  # a clip's noise is at most 1 / 10 in normalised units (AST's dataloader.py)
+
+
+def shuffle(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The epoch's order: a permutation of 0..n-1 as int64 `[n]`."""
+    a, b, _, _ = keyed.philox_numpy(seed, keyed.SHUFFLE << 16, 0, epoch, np.arange(n))
+    return np.argsort((a.astype(np.uint64) << np.uint64(32)) | b, kind="stable")
+
+
+def balanced(seed: int, epoch: int, weights: np.ndarray, n: int) -> np.ndarray:
+    """n draws with replacement, each sample as likely as its integer weight `[samples]` says; int64 `[n]`.
+
+    The sum of the weights stays below 2^32, so that 64-bit products cannot overflow.
+    """
+    total = np.cumsum(np.asarray(weights, dtype=np.uint64))
+    if not 0 < int(total[-1]) < 2**32:
+        raise ValueError(f"the weights must add up to 1..2^32-1, got {int(total[-1])}")
+    a = keyed.philox_numpy(seed, keyed.BALANCED << 16, 0, epoch, np.arange(n))[0].astype(np.uint64)
+    return np.searchsorted(total, (a * total[-1]) >> np.uint64(32), side="right")
+
+
+def draw_roll(seed, epoch, tickets: torch.Tensor) -> torch.Tensor:
+    """Frames to roll each clip by along time, int64 `[B]` in -10..9."""
+    a, _, _, _ = keyed.philox(seed, keyed.ROLL << 16, 0, epoch, tickets)
+    return keyed.below(a, ROLL_SPAN) - ROLL_SPAN // 2
+
+
+def draw_gain(seed, epoch, tickets: torch.Tensor, decibels: float) -> torch.Tensor:
+    """A factor for each waveform, float32 `[B]`, uniform in dB between -decibels and +decibels."""
+    a, _, _, _ = keyed.philox(seed, keyed.GAIN << 16, 0, epoch, tickets)
+    return 10.0 ** ((2.0 * keyed.uniform(a) - 1.0) * (decibels / 20.0))
+
+
+def draw_mixup(seed, epoch, tickets: torch.Tensor, probability: float, n: int, fixed: bool = False):
+    """Mixup's decision, partner and weight (Zhang et al., 2018; PAPER_NOTES D-12).
+
+    Returns (mixed bool `[B]`, partner int64 `[B]` in 0..n-1, lambda float32 `[B]`). lambda ~ Beta(10, 10), drawn as the
+    10th smallest of 19 uniform words: exact, and the same on every device. fixed: lambda = 0.5, the paper's other reading.
+    """
+    a, b, _, _ = keyed.philox(seed, keyed.MIXUP << 16, 0, epoch, tickets)
+    mixed, partner = keyed.passes(a, probability), keyed.below(b, n)
+    if fixed:
+        return mixed, partner, torch.full(tickets.shape, 0.5, device=tickets.device)
+    attempts = torch.arange(5, device=tickets.device)
+    words = torch.stack(
+        keyed.philox(seed, (keyed.LAMBDA << 16) + attempts, 0, epoch, tickets[:, None]), -1
+    )  # (B, 5, 4)
+    tenth = words.flatten(1)[:, :19].sort(dim=1).values[:, 9]
+    return mixed, partner, (tenth.double() * 2.0**-32).float()
+
+
+def draw_noise(seed, epoch, tickets: torch.Tensor, T: int, F: int) -> torch.Tensor:
+    """Noise to add to the normalised log-mel, float32 `[B, T, F]`: U[0, 1) a cell times U[0, 0.1) a clip."""
+    tickets = tickets[:, None]
+    blocks = -(-T * F // 4)
+    scale = keyed.uniform(keyed.philox(seed, keyed.NOISE << 16, 0, epoch, tickets)[0]) / NOISE_SCALE  # (B, 1)
+    shapes = 1 + torch.arange(blocks, device=tickets.device)
+    words = keyed.philox(seed, keyed.NOISE << 16, shapes, epoch, tickets)  # 4 x (B, blocks)
+    cells = torch.stack([keyed.uniform(w) for w in words], -1).flatten(1)[:, : T * F]
+    return (cells * scale).view(-1, T, F)

@@ -1,0 +1,45 @@
+"""The public door of the front end's kernel: checks, and the choice of backend."""
+
+import torch
+
+from kernels import dispatch
+from kernels.fbank.reference import FbankSettings, clip_mean
+
+
+def fbank(
+    waveform: torch.Tensor,
+    length: torch.Tensor | None = None,
+    settings: FbankSettings | None = None,
+    T: int | None = None,
+    roll: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Log-mel of a batch of clips, `[B, T, F]`, time-major.
+
+    waveform: `[B, W]` float32 or float64 in -1..1 at settings.sample_rate, each clip's own mean already taken off where
+    that is wanted (see `remove_mean`). length: int64 `[B]`, samples of each clip; None means all W. T: frames to return,
+    padded with zeros or cut at the end; None means as many as W holds. roll: int64 `[B]`, frames to roll each clip by,
+    round the end of its T frames.
+
+    Equal to torchaudio.compliance.kaldi.fbank with AST's parameters (AST, src/dataloader.py); row b is the same bits
+    whatever else is in the batch. Raises ValueError for another shape, type or a clip shorter than one window.
+    """
+    settings = settings or FbankSettings()
+    if waveform.ndim != 2 or waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"waveform is float32 or float64 (B, W), got {waveform.dtype} {tuple(waveform.shape)}")
+    B, W = waveform.shape
+    if length is None:
+        length = torch.full((B,), W, dtype=torch.int64, device=waveform.device)
+    if length.shape != (B,) or (roll is not None and roll.shape != (B,)):
+        raise ValueError(
+            f"length and roll are (B,) = ({B},), got {tuple(length.shape)} and {roll if roll is None else tuple(roll.shape)}"
+        )
+    if settings.frame > W:
+        raise ValueError(f"a clip needs {settings.frame} samples for one window, got W={W}")
+    T = settings.frames(W) if T is None else T
+    return dispatch.choose("fbank", waveform)(waveform, length, settings, T, roll)
+
+
+def remove_mean(waveform: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Each clip minus its own mean, zero again behind length[b]; `[B, W]` in and out."""
+    inside = torch.arange(waveform.shape[1], device=waveform.device) < length[:, None]
+    return torch.where(inside, waveform - clip_mean(waveform, length)[:, None], 0.0)

@@ -1,0 +1,40 @@
+"""The public door of patch embedding: checks, and the choice of backend."""
+
+import torch
+
+from kernels import dispatch
+
+
+def patch_embed(
+    log_mel: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    stride: tuple[int, int],
+    position: torch.Tensor | None,
+    tokens: torch.Tensor,
+    place: int,
+) -> torch.Tensor:
+    """Log-mel to the encoder's input (paper, section III-A; square patches are the same with pf < F).
+
+    log_mel `[B, T, F]`; weight `[D, 1, pt, pf]`, time-major; bias `[D]`; stride (st, sf) in frames and bins;
+    position `[N, D]` in patch order or None; tokens `[c, D]`, class tokens with their positions already added;
+    place: how many patches stand before them (0 for AST, N // 2 for AuM).
+
+    Returns `[B, N + c, D]`. Patches are in the order of AST and AuM: frequency band outer, time inner; a full-frequency
+    patch leaves time alone. Raises ValueError when a patch does not fit or shapes disagree.
+    """
+    if log_mel.ndim != 3 or weight.ndim != 4 or weight.shape[1] != 1:
+        raise ValueError(
+            f"log_mel is (B, T, F) and weight (D, 1, pt, pf), got {tuple(log_mel.shape)} and {tuple(weight.shape)}"
+        )
+    _, T, F = log_mel.shape
+    D, _, pt, pf = weight.shape
+    if pt > T or pf > F:
+        raise ValueError(f"a patch of {pt} frames x {pf} bins does not fit a clip of {T} frames x {F} bins")
+    N = ((T - pt) // stride[0] + 1) * ((F - pf) // stride[1] + 1)
+    if (position is not None and position.shape != (N, D)) or tokens.shape[1:] != (D,) or not 0 <= place <= N:
+        raise ValueError(
+            f"N={N} patches of width D={D} take position (N, D), tokens (c, D) and a place in 0..N, "
+            f"got {None if position is None else tuple(position.shape)}, {tuple(tokens.shape)} and {place}"
+        )
+    return dispatch.choose("patch_embed", log_mel)(log_mel, weight, bias, stride, position, tokens, place)

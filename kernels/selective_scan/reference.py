@@ -1,0 +1,45 @@
+"""The selective scan of Mamba (Gu and Dao, 2023) and the causal convolution before it, one step at a time.
+
+Any float type; float64 makes it the oracle of every other form. The recurrence, for each clip and channel e:
+
+    s_t = exp(delta_t A_e) s_(t-1) + delta_t u_t B_t        s in R^S, s_(-1) = 0
+    y_t = <s_t, C_t> + D_e u_t                              delta = softplus(delta_raw + delta_bias)
+    out_t = y_t silu(z_t)
+"""
+
+import torch
+import torch.nn.functional as nnf
+
+
+def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
+    """out = (y of the forward scan, plus y of a backward scan with A_backward where there is one) * silu(z)."""
+    delta = nnf.softplus(delta + delta_bias)
+    y = _scan(u, delta, A, B, C, reverse) + D * u
+    if A_backward is not None:
+        y = y + _scan(u, delta, A_backward, B, C, not reverse) + D * u
+    return y * nnf.silu(z)
+
+
+def _scan(u, delta, A, B, C, reverse):
+    """<s_t, C_t> for every t, `[B, L, E]`; from the end to the start where reverse."""
+    L = u.shape[1]
+    state = u.new_zeros(u.shape[0], *A.shape)  # (B, E, S)
+    out = [None] * L
+    for t in reversed(range(L)) if reverse else range(L):
+        decay = torch.exp(delta[:, t, :, None] * A)  # (B, E, S)
+        state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None]
+        out[t] = (state @ C[:, t, :, None]).squeeze(-1)  # (B, E, S) @ (B, S, 1) -> (B, E)
+    return torch.stack(out, 1)
+
+
+def causal_conv(u, weight, bias, reverse):
+    """silu(bias + sum_j weight[:, j] u_(t - K + 1 + j)), u before the start 0; u `[B, L, E]`, weight `[E, K]`."""
+    L, K = u.shape[1], weight.shape[1]
+    if reverse:
+        padded, taps = nnf.pad(u, (0, 0, 0, K - 1)), weight.flip(1)
+    else:
+        padded, taps = nnf.pad(u, (0, 0, K - 1, 0)), weight
+    total = bias + padded[:, :L] * taps[:, 0]
+    for j in range(1, K):
+        total = total + padded[:, j : j + L] * taps[:, j]
+    return nnf.silu(total)

@@ -1,0 +1,98 @@
+"""The public door of masking: checks, and the choice of backend."""
+
+import torch
+
+from kernels import dispatch
+
+FULL_SHARE = 0.7  # of the draws are full height (paper, Algorithm 1, line 9)
+SHAPES = 64  # rectangles drawn at most: at the paper's widths more than 21 have a chance below 1e-15
+ATTEMPTS = 100  # tries for a place (paper, section III-B)
+
+
+def draw_spec_mask(
+    seed,
+    epoch,
+    tickets: torch.Tensor,
+    T: int,
+    F: int,
+    *,
+    budget: int,
+    max_width: int,
+    max_height: int,
+    full_share: float = FULL_SHARE,
+    shapes: int = SHAPES,
+    attempts: int = ATTEMPTS,
+    clip: bool = False,
+    snap: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """SpecMask's rectangles (paper, Algorithm 1): full-height and smaller ones without overlap, under a budget of area.
+
+    seed: 64-bit integer or int64 tensor of one element; epoch: integer or tensor of one element; tickets: int64 `[B]`.
+    T, F: frames and mel bins. budget: cells to reach; drawing stops when the area is there, so that the last rectangle
+    may exceed it. max_width, max_height: largest width in frames and height in bins, cut to T and F.
+    clip: narrow the last rectangle so that it ends on the column that reaches the budget.
+    snap: start and width become multiples of so many frames (the patch's time stride, say; a width is cut to T).
+
+    Returns rectangles int32 `[B, shapes, 4]` as (t0, t1, f0, f1), half open; count int32 `[B]`; area int32 `[B]`.
+    Raises ValueError for sizes below 1, tickets of another shape or type, or a probability outside 0..1.
+    """
+    _check_draw(tickets, T, F)
+    for name, value in (("budget", budget), ("max_width", max_width), ("max_height", max_height), ("snap", snap)):
+        if value < (0 if name == "budget" else 1):
+            raise ValueError(f"{name} is a positive number of cells, frames or bins, got {value}")
+    if not 0 <= full_share <= 1:
+        raise ValueError(f"full_share is a probability in 0..1, got {full_share}")
+    if snap > T:
+        raise ValueError(f"snap={snap} frames is longer than the clip of T={T}")
+    return dispatch.choose("spec_mask", tickets)(
+        seed,
+        epoch,
+        tickets,
+        T,
+        F,
+        budget=budget,
+        max_width=max_width,
+        max_height=max_height,
+        full_share=full_share,
+        shapes=shapes,
+        attempts=attempts,
+        clip=clip,
+        snap=snap,
+    )
+
+
+def draw_spec_augment(
+    seed, epoch, tickets: torch.Tensor, T: int, F: int, *, max_frequency: int, max_time: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """SpecAugment's two rectangles: row 0 a frequency mask, row 1 a time mask; they may overlap.
+
+    max_frequency, max_time: widths are uniform on 0..max-1 bins and frames, as torchaudio's; cut to F and T.
+    Other arguments and the result as in `draw_spec_mask`, with M = 2; area is the sum of both.
+    """
+    _check_draw(tickets, T, F)
+    if max_frequency < 1 or max_time < 1:
+        raise ValueError(f"max_frequency and max_time are at least 1, got {max_frequency} and {max_time}")
+    return dispatch.choose("spec_augment", tickets)(
+        seed, epoch, tickets, T, F, max_frequency=max_frequency, max_time=max_time
+    )
+
+
+def paint(log_mel: torch.Tensor, rectangles: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """Set log_mel `[B, T, F]` to fill `[B]` inside each sample's rectangles int32 `[B, M, 4]`, in place.
+
+    log_mel has to be the caller's own buffer, as in training. Returns it. Raises ValueError when shapes disagree.
+    """
+    B = log_mel.shape[0] if log_mel.ndim == 3 else -1
+    if rectangles.ndim != 3 or rectangles.shape[0] != B or rectangles.shape[2] != 4 or fill.shape != (B,):
+        raise ValueError(
+            "paint takes log_mel (B, T, F), rectangles (B, M, 4) and fill (B,); "
+            f"got {tuple(log_mel.shape)}, {tuple(rectangles.shape)} and {tuple(fill.shape)}"
+        )
+    return dispatch.choose("paint", log_mel)(log_mel, rectangles, fill)
+
+
+def _check_draw(tickets, T, F):
+    if tickets.ndim != 1 or tickets.dtype != torch.int64:
+        raise ValueError(f"tickets is int64 (B,), got {tickets.dtype} {tuple(tickets.shape)}")
+    if T < 1 or F < 1:
+        raise ValueError(f"T and F are at least 1, got T={T} and F={F}")
