@@ -1,0 +1,332 @@
+"""Settings of a run: every field is a flag of `python -m train.run`, a key of a recipe, and a line of settings.json."""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fftp.augment import AugmentSettings
+from fftp.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# What may differ when a run is taken up again: where it runs and where it lies, not what it computes.
+FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(AugmentSettings):
+    """What a run does. Values not given by hand come from the recipe, then from here."""
+
+    fused: bool = False
+    """Use the fastest backend that applies for each operation; without it the plain PyTorch references."""
+    recipe: str = ""
+    """A recipe's name (data/name or a path to a TOML file). Default: the data set's own default.toml."""
+
+    data: Literal["synth", "speechcommands", "folder"] = "synth"
+    """Data set: made on the fly, Speech Commands in its official layout, or a folder a class / a CSV."""
+    data_root: str | None = None
+    """Folder of the data set's files."""
+    words: str = ""
+    """Speech Commands: only these words, separated by commas."""
+    download: bool = False
+    """Speech Commands: fetch the official archive into data_root first."""
+    synth_train: int = 2000
+    synth_validation: int = 400
+    synth_test: int = 600
+    csv: str = ""
+    """Folder data: a CSV with a line a clip; without it, one folder a class."""
+    csv_file: str = "file"
+    """Name of the CSV's column of paths."""
+    csv_labels: str = "label"
+    """Name of its column of labels."""
+    csv_split: str = "split"
+    """Name of its column of splits (train, validation, test) or folds."""
+    label_separator: str = ";"
+    """Between several labels of a clip."""
+    multi_label: bool = False
+    """A clip may have several labels: sigmoid outputs, mAP."""
+    test_fold: str = ""
+    """Fold held out for testing."""
+    validation_fold: str = ""
+    """Fold held out for choosing the epoch."""
+    validation_share: float = 0.1
+    """Share of the training clips held out where the data has no validation split."""
+    skip_bad_files: bool = False
+    """Go on without files that cannot be read; they are listed in result.json."""
+    workers: int = 0
+    """Processes that decode while packing; 0 is one a core."""
+
+    model: Literal["ast", "aum"] = "ast"
+    size: Literal["tiny", "small", "base"] = "tiny"
+    depth: int = 0
+    """Layers; 0 is the size's own (AST 12, AuM 24)."""
+    tokens: Literal[1, 2] = 2
+    """AST's class tokens: class and distillation, or class alone."""
+    directions: Literal["none", "v1", "v2"] = "v1"
+    """AuM: forward only, Fo-Bi (its own design) or Bi-Bi."""
+    place: Literal["head", "middle", "end"] = "middle"
+    """AuM: where the class token stands."""
+    positions: Literal["learned", "none"] = "learned"
+
+    frames: int = 128
+    """Frames of the model's input; clips are padded or cut."""
+    mels: int = 128
+    fit: Literal["pad", "resize"] = "pad"
+    mean: float | None = None
+    """Mean of the log-mel for normalising; without it, measured on the training clips."""
+    std: float | None = None
+    patch: Literal["fftp", "square"] = "fftp"
+    """fftp: patches as high as the spectrogram; square: patch_time x patch_freq."""
+    patch_time: int = 0
+    """Patch width, frames; 0 is 10 for fftp and 16 for square."""
+    time_stride: int = 0
+    """Frames from patch to patch; 0 is 4 for fftp and the patch's width for square."""
+    patch_freq: int = 0
+    """Patch height, bins, of square patches; 0 is 16."""
+    freq_stride: int = 0
+    """Bins from patch to patch, of square patches; 0 is the patch's height."""
+
+    epochs: int = 10
+    max_steps: int = 0
+    """Stop after so many steps, with the schedule shortened to them; 0 is all epochs."""
+    batch_size: int = 128
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup_epochs: float = 1.0
+    """Linear from 0, a step at a time."""
+    lr_end: float = 0.01
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    """Gradient clipping; 0 is off."""
+    loss: Literal["auto", "ce", "bce"] = "auto"
+    """auto: cross-entropy for one label a clip, binary cross-entropy for several."""
+    label_smoothing: float = 0.0
+    balanced: bool = False
+    """Draw clips so that classes are equally frequent (AST's weights), with replacement."""
+    average_last: int = 0
+    """Also evaluate the mean of the weights of the last so many epochs."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 where the processor has instructions for it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    out: str = ""
+    """Folder of the run; default: the next free one under runs/."""
+    resume: bool = False
+    """Go on with the run in --out; other flags may be left out, and have to agree where given."""
+
+    def __post_init__(self):
+        for name in ("frames", "mels", "epochs", "batch_size", "mask_width", "mask_height", "mask_snap"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("mask_max_frequency", "mask_max_time"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in (
+            "depth",
+            "max_steps",
+            "average_last",
+            "workers",
+            "clip_norm",
+            "weight_decay",
+            "warmup_epochs",
+            "mask_area",
+        ):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("mixup", "mask_full_share", "label_smoothing", "validation_share", "lr_end"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        _require(self, "lr", self.lr > 0, "above 0")
+        _require(self, "seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
+        if self.patch == "fftp" and (self.patch_freq not in (0, self.mels) or self.freq_stride not in (0, self.mels)):
+            raise UserError(
+                f"--patch fftp covers all {self.mels} mel bins: leave --patch-freq and --freq-stride out, "
+                "or take --patch square."
+            )
+        if (self.mean is None) != (self.std is None) or (self.std is not None and self.std <= 0):
+            raise UserError("--mean and --std go together, and --std is above 0: give both or neither.")
+        if self.mixup and self.loss == "bce" and self.label_smoothing:
+            raise UserError("--label-smoothing works with cross-entropy: leave it out, or take --loss ce.")
+
+
+def _require(settings, name, good, range_):
+    if not good:
+        raise UserError(f"--{name.replace('_', '-')} has to be {range_}, not {getattr(settings, name)}.")
+
+
+_FIELDS = {field.name: field for field in fields(Settings)}
+_TYPES = typing.get_type_hints(Settings)
+GEOMETRY = ("patch_time", "time_stride", "patch_freq", "freq_stride")
+
+
+def from_flags(arguments: list[str]) -> tuple[Settings, set[str]]:
+    """Settings from the command line over the recipe's, and the names of those given by hand.
+
+    Raises UserError; `--help` prints the flags and ends the program.
+    """
+    import tyro
+
+    help_wanted = any(a in ("-h", "--help") for a in arguments)
+    given = set() if help_wanted else _check_words(arguments)
+    names = {"prog": "python -m train.run", "description": "Train and evaluate an audio classifier."}
+    if help_wanted:
+        tyro.cli(Settings, args=arguments, **names)
+    first = _parse(tyro, arguments, _blank(), names)
+    recipe = read_recipe(first.recipe, first.data if "data" in given else None)
+    if recipe.get("patch", Settings.patch) != first.patch and "patch" in given:
+        # A recipe's patch size is of its own kind of patch.
+        recipe = {name: value for name, value in recipe.items() if name not in GEOMETRY}
+    return _parse(tyro, arguments, _blank(recipe), names), given
+
+
+def _blank(values: dict[str, Any] | None = None) -> Settings:
+    return Settings(**(values or {}))
+
+
+def _parse(tyro, arguments, default, names):
+    try:
+        return tyro.cli(Settings, args=arguments, default=default, console_outputs=False, **names)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(
+            f"The flags {' '.join(arguments)!r} could not be understood: "
+            "`python -m train.run --help` lists every flag with its values."
+        ) from None
+
+
+def _check_words(arguments: list[str]) -> set[str]:
+    """Names of the flags given. Raises UserError for an unknown flag or a word that a flag does not take."""
+    given, position = set(), 0
+    while position < len(arguments):
+        flag, equals, value = arguments[position].partition("=")
+        position += 1
+        name = flag.removeprefix("--").replace("-", "_")
+        negated = name.startswith("no_") and _TYPES.get(name[3:]) is bool
+        name = name[3:] if negated else name
+        if not flag.startswith("--") or name not in _FIELDS:
+            known = [f"--{n.replace('_', '-')}" for n in _FIELDS]
+            raise UserError(f"There is no flag {flag!r}{_nearest(flag, known)}")
+        given.add(name)
+        if _TYPES[name] is bool:
+            if equals:
+                raise UserError(f"{flag} is a switch and takes no value: write {flag} or --no-{flag[2:]}.")
+            continue
+        if not equals:
+            if position == len(arguments):
+                raise UserError(f"{flag} takes a value: {_wanted(name)}.")
+            value = arguments[position]
+            position += 1
+        _check_value(f"--{name.replace('_', '-')}", name, value)
+    return given
+
+
+def _check_value(label: str, name: str, value: Any) -> None:
+    """Raises UserError unless the text (or a recipe's value) is one that the field takes."""
+    choices = _choices(name)
+    if choices:
+        if str(value) not in map(str, choices):
+            raise UserError(f"{label} takes {_wanted(name)}, not {str(value)!r}{_nearest(str(value), choices)}")
+        return
+    kinds = [k for k in (typing.get_args(_TYPES[name]) or (_TYPES[name],)) if k is not types.NoneType]
+    try:
+        if isinstance(value, str):
+            _ = kinds[0](value) if not (value == "None" and type(None) in typing.get_args(_TYPES[name])) else None
+        elif bool in (type(value), kinds[0]) and type(value) is not kinds[0]:
+            raise ValueError
+        elif not isinstance(value, (kinds[0], int) if kinds[0] is float else kinds[0]):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{label} takes {_wanted(name)}, not {str(value)!r}.") from None
+
+
+def _choices(name: str) -> tuple:
+    return typing.get_args(_TYPES[name]) if typing.get_origin(_TYPES[name]) is Literal else ()
+
+
+def _wanted(name: str) -> str:
+    if choices := _choices(name):
+        return " or ".join(map(str, choices))
+    kinds = typing.get_args(_TYPES[name]) or (_TYPES[name],)
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kinds[0]]
+
+
+def _nearest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=2, cutoff=0.5)
+    return f": did you mean {' or '.join(close)}?" if close else ": `python -m train.run --help` lists what there is."
+
+
+def recipe_names() -> list[str]:
+    return sorted(str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.toml"))
+
+
+def read_recipe(name: str, data: str | None = None) -> dict[str, Any]:
+    """The settings of a recipe: "data/name", "name" of the data set given, or a path to a TOML file.
+
+    Without a name it is the data set's default. Raises UserError for an unknown one or a key that is no setting.
+    """
+    path = _recipe_path(name, data or Settings.data, named=bool(name))
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The recipe {path} is not TOML ({error}): mend the line it names.") from None
+    for key, value in values.items():
+        if key not in _FIELDS:
+            raise UserError(f"The recipe {path} sets {key!r}, which is no setting{_nearest(key, list(_FIELDS))}")
+        _check_value(f"The recipe {path}: {key}", key, value)
+    if data is not None and values.get("data", data) != data:
+        raise UserError(f"The recipe {name!r} is for --data {values['data']}, not {data}: give one of the two.")
+    return {"data": data, **values} if data else values
+
+
+def _recipe_path(name: str, data: str, named: bool) -> Path:
+    if not named:
+        return RECIPES / data / "default.toml"
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(
+                f"There is no recipe file {path}: give an existing one, or one of {', '.join(recipe_names())}."
+            )
+        return path
+    for candidate in (RECIPES / f"{name}.toml", RECIPES / data / f"{name}.toml"):
+        if candidate.is_file():
+            return candidate
+    known = recipe_names()
+    close = difflib.get_close_matches(name, known + [k.split("/")[1] for k in known], n=3, cutoff=0.4)
+    raise UserError(f"There is no recipe {name!r}: did you mean {' or '.join(dict.fromkeys(close or known))}?")
+
+
+def differences(saved: dict[str, Any], now: Settings, given: set[str]) -> list[str]:
+    """Flags given by hand that disagree with a run's saved settings."""
+    found = []
+    for name in sorted(given - set(FREE_ON_RESUME)):
+        if name in saved and saved[name] != getattr(now, name):
+            found.append(f"--{name.replace('_', '-')} was {saved[name]} and is {getattr(now, name)}")
+    return found
+
+
+def from_saved(saved: dict[str, Any], **changes: Any) -> Settings:
+    """Settings as a run's settings.json holds them. Raises UserError when it is of another version."""
+    unknown = sorted(set(saved) - set(_FIELDS))
+    if unknown:
+        raise UserError(
+            f"The run was made by another version: its settings hold {', '.join(unknown)}; start a new one."
+        )
+    return replace(Settings(**saved), **changes)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    return asdict(settings)
+
+
+def slug(settings: Settings) -> str:
+    """A name for the run's folder."""
+    text = f"{settings.data}-{settings.model}-{settings.size}-{settings.patch}-{settings.augment}"
+    return re.sub(r"[^\w.-]+", "-", text)
