@@ -74,10 +74,6 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor, settings: Settings, mul
     return nnf.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
 
 
-def scores_of(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
-    return logits.float().sigmoid() if multi_label else logits.float().softmax(-1)
-
-
 @torch.inference_mode()
 def evaluate(task: Task, feed: Feed) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """(figures, scores `[n, C]`, targets `[n, C]`) of a split, clips in the pack's order."""
@@ -88,7 +84,7 @@ def evaluate(task: Task, feed: Feed) -> tuple[dict[str, float], np.ndarray, np.n
         with autocast(task):
             logits = task.model(batch.log_mel)
         losses.append(loss_of(logits, batch.targets, task.settings, task.config.multi_label) * len(batch.indices))
-        scores.append(scores_of(logits, task.config.multi_label))
+        scores.append(task.config.probabilities(logits))
         targets.append(batch.targets)
     task.model.train()
     score, target = torch.cat(scores).cpu().numpy(), torch.cat(targets).cpu().numpy()
@@ -189,7 +185,8 @@ class Trainer:
         )
         raise UserError(
             f"The loss or its gradient was no longer finite at step {step + 1} (epoch {epoch + 1}, batch {at + 1}, clips "
-            f"{', '.join(names)}, ...), and no weight was changed from there on: try a lower --lr or more --warmup-epochs; {kept}."
+            f"{', '.join(names)}, ...), and no weight was changed from there on: "
+            f"try a lower --lr or more --warmup-epochs; {kept}."
         )
 
     def _keep(self, line: dict) -> None:

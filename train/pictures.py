@@ -4,27 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-
-def available() -> bool:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def _figure(width, height):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    return figure
+from fftp.figures import figure as new_figure
 
 
 def learning_curves(history: list[dict], path: Path) -> None:
     """Loss and validation figures by epoch."""
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in history]
     left.plot(epochs, [line["train_loss"] for line in history], marker=".", label="training (augmented)")
@@ -47,7 +32,7 @@ def confusion_matrix(counts: np.ndarray, labels: tuple[str, ...], path: Path) ->
     """Rows are the truth, in percent of its clips."""
     C = len(labels)
     side = min(16.0, 2.4 + 0.42 * C)
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -67,7 +52,7 @@ def average_precision(values: np.ndarray, labels: tuple[str, ...], path: Path, m
     left_out = max(0, len(order) - most)
     if left_out:
         order = order[: most // 2] + order[-(most // 2) :]
-    figure = _figure(7, 1.4 + 0.2 * len(order))
+    figure = new_figure(7, 1.4 + 0.2 * len(order))
     axes = figure.subplots()
     axes.barh([labels[k] for k in order], [100 * values[k] for k in order], color="#4878a8")
     axes.margins(y=0.01)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import ast_model, aum_model, checkpoint
+from fftp import ast_model, aum_model, checkpoint, figures
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings, Statistics
 from fftp.patching import PatchGrid
@@ -313,12 +313,12 @@ def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, An
     if best:
         checkpoint.load_weights(task.model, task.out / "best" / "model.safetensors")
     test = Feed(packed, packed.indices("test"), task.train.front_end, task.device)
-    figures, scores, targets = loop.evaluate(task, test)
+    measured, scores, targets = loop.evaluate(task, test)
     line = progress["history"][reported - 1]
     last = progress["history"][-1]
     macs = task.config.model.macs()
     result = {
-        "metrics": figures,
+        "metrics": measured,
         "validation": {k.removeprefix("validation_"): v for k, v in line.items() if k.startswith("validation_")},
         "reported_epoch": reported,
         "epochs": progress["epoch"],
@@ -338,14 +338,13 @@ def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, An
         "settings": asdict(task.settings),
     }
     if task.settings.average_last:
-        checkpoint_state = trainer.averages.mean()
-        task.model.load_state_dict(checkpoint_state)
+        task.model.load_state_dict(trainer.averages.mean())
         result["averaged"] = {"epochs": trainer.averages.count, "metrics": loop.evaluate(task, test)[0]}
         with checkpoint.replacing(task.out / "average") as beside:
             checkpoint.save(beside, task.model, task.config)
     draw(task, progress["history"], scores, targets)
     shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
-    text = ", ".join(f"{label} {100 * figures[name]:.2f} %" for name, label in shown.items() if name in figures)
+    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in shown.items() if name in measured)
     print(f"test ({len(test)} clips, epoch {reported}): {text}; {progress['seconds']:.0f} s of training -> {task.out}")
     return result
 
@@ -361,7 +360,7 @@ def seconds_to(history: list[dict], name: str) -> dict[str, float]:
 
 
 def draw(task: loop.Task, history: list[dict], scores: np.ndarray, targets: np.ndarray) -> None:
-    if not pictures.available():
+    if not figures.available():
         print("no pictures: matplotlib is not installed (pip install 'fftp[plots]').")
         return
     pictures.learning_curves(history, task.out / "curves.png")

@@ -1,0 +1,268 @@
+"""python -m fftp.predict CHECKPOINT FILE-OR-FOLDER...: classify recordings of any format, rate and length."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fftp import audio, checkpoint
+from fftp.errors import UserError
+from fftp.frontend import FrontEnd
+
+BATCH = 32  # windows that go through the model at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one recording.
+
+    probabilities `[C]`: the mean over the windows. windows: (start, end) of each in seconds, with window_probabilities
+    `[windows, C]`. embedding `[D]`: the encoder's features, mean over the windows. duration: seconds.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: np.ndarray
+    windows: list[tuple[float, float]]
+    window_probabilities: np.ndarray
+    embedding: np.ndarray
+    duration: float
+
+    def top(self, k: int = 3) -> list[tuple[str, float]]:
+        """The k likeliest labels with their probabilities, likeliest first."""
+        return _top(self.labels, self.probabilities, k)
+
+
+def _top(labels, probabilities, k):
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [(labels[i], float(probabilities[i])) for i in order]
+
+
+class Classifier:
+    """A trained model with its front end and labels: `fftp.load(path).predict(waveform, sample_rate)`."""
+
+    def __init__(self, model: torch.nn.Module, config: checkpoint.CheckpointConfig, device: str = "cpu"):
+        self.model = model.to(device).eval()
+        self.config, self.device = config, torch.device(device)
+        self.front_end = FrontEnd(config.front_end)
+        self.labels, self.multi_label = config.labels, config.multi_label
+
+    def predict(self, waveform, sample_rate: int) -> Prediction:
+        """Classify one recording.
+
+        waveform: array or tensor, `[samples]` or `[channels, samples]`, floats in -1..1 or integers (scaled by their range);
+        channels are averaged. A recording longer than the model's input is cut into windows whose probabilities are averaged;
+        a shorter one is padded as in training. Raises UserError for samples that are not finite or too few.
+        """
+        return self.predict_many([self.prepare(waveform, sample_rate)])[0]
+
+    def prepare(self, waveform, sample_rate: int, name: str = "the waveform") -> np.ndarray:
+        """Mono float32 `[samples]` at the model's rate. Raises UserError."""
+        samples = np.asarray(waveform)
+        if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > samples.shape[1]):
+            raise UserError(f"{name} has to be (samples,) or (channels, samples), not {samples.shape}: transpose it.")
+        if np.issubdtype(samples.dtype, np.integer):
+            samples = samples / -float(np.iinfo(samples.dtype).min or -1)
+        samples = np.atleast_2d(samples).T.astype(np.float32)  # (samples, channels)
+        rate = self.config.front_end.fbank.sample_rate
+        mono = audio.to_mono(samples, sample_rate, rate)
+        shortest = self.config.front_end.fbank.frame
+        if len(mono) < shortest:
+            milliseconds = 1000 * len(mono) / rate
+            raise UserError(
+                f"{name} is {milliseconds:.0f} ms long, shorter than one window of {1000 * shortest / rate:.0f} ms."
+            )
+        if not np.isfinite(mono).all():
+            raise UserError(f"{name} holds NaN or infinite samples: clean it first.")
+        return mono
+
+    def windows(self, n: int) -> list[tuple[int, int]]:
+        """(start, end) in samples of the windows of a recording of n: end to end, the last one ending with the recording."""
+        W = self.config.front_end.clip_samples
+        if n <= W:
+            return [(0, n)]
+        starts = list(range(0, n - W + 1, W))
+        if starts[-1] + W < n:
+            starts.append(n - W)
+        return [(start, start + W) for start in starts]
+
+    @torch.inference_mode()
+    def predict_many(self, recordings: list[np.ndarray]) -> list[Prediction]:
+        """Predictions for recordings that `prepare` made; all their windows go through the model in batches."""
+        spans = [self.windows(len(samples)) for samples in recordings]
+        pieces = [samples[a:b] for samples, cut in zip(recordings, spans, strict=True) for a, b in cut]
+        probabilities, features = [], []
+        for i in range(0, len(pieces), BATCH):
+            log_mel = self._input(pieces[i : i + BATCH])
+            embedding = self.model.features(log_mel)
+            features.append(embedding)
+            probabilities.append(self.config.probabilities(self.model.classify(embedding)))
+        probability, feature = torch.cat(probabilities).cpu().numpy(), torch.cat(features).float().cpu().numpy()
+        made, first, rate = [], 0, self.config.front_end.fbank.sample_rate
+        for samples, cut in zip(recordings, spans, strict=True):
+            own = slice(first, first + len(cut))
+            first += len(cut)
+            times = [(a / rate, b / rate) for a, b in cut]
+            mean, embedding = probability[own].mean(0), feature[own].mean(0)
+            made.append(Prediction(self.labels, mean, times, probability[own], embedding, len(samples) / rate))
+        return made
+
+    def log_mel(self, waveform: np.ndarray) -> torch.Tensor:
+        """The model's input `[1, T, F]` for the first window of a recording that `prepare` made."""
+        start, end = self.windows(len(waveform))[0]
+        return self._input([waveform[start:end]])
+
+    def _input(self, pieces):
+        longest = max(self.config.front_end.clip_samples, *(len(piece) for piece in pieces))
+        waveform = torch.zeros(len(pieces), longest)
+        for row, piece in zip(waveform, pieces, strict=True):
+            row[: len(piece)] = torch.from_numpy(piece)
+        length = torch.tensor([len(piece) for piece in pieces])
+        return self.front_end(waveform.to(self.device), length.to(self.device))
+
+
+def load(path: Path | str, device: str = "cpu") -> Classifier:
+    """The classifier of a checkpoint folder, or of a run's out folder. Raises UserError."""
+    model, config = checkpoint.load(path)
+    return Classifier(model, config, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Classify recordings with a trained model."""
+
+    top: int = 3
+    """Classes to show for each recording."""
+    json: bool = False
+    """One JSON object a line, with the windows and their times."""
+    csv: bool = False
+    """CSV with a column for each class."""
+    embeddings: str = ""
+    """Write the encoder's features to this .npz file (arrays: file, embedding)."""
+    skip_bad_files: bool = False
+    """Go on, and end with code 0, when some files cannot be read."""
+    device: str = "auto"
+
+
+def recordings_of(paths: list[str]) -> list[Path]:
+    """The files named and those in the folders named. Raises UserError for a path that is absent or an empty folder."""
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            below = audio.list_audio(path)
+            if not below:
+                raise UserError(
+                    f"The folder {path} holds no sound files: give another folder, or the files themselves."
+                )
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"There is no file or folder {path}: check the path.")
+    return found
+
+
+def predictions(classifier: Classifier, files: list[Path]) -> Iterator[tuple[Path, Prediction | UserError]]:
+    """Each file with its prediction, or with what is wrong with it; some files at a time, so that memory stays flat."""
+    fbank = classifier.config.front_end.fbank
+    for i in range(0, len(files), BATCH):
+        outcome: dict[Path, Prediction | UserError] = {}
+        decoded = {}
+        for path in files[i : i + BATCH]:
+            try:
+                decoded[path] = audio.load(path, fbank.sample_rate, fbank.frame)
+            except UserError as error:
+                outcome[path] = error
+        if decoded:
+            outcome |= zip(decoded, classifier.predict_many(list(decoded.values())), strict=True)
+        yield from ((path, outcome[path]) for path in files[i : i + BATCH])
+
+
+def _as_json(path, prediction, k):
+    def ranked(pairs):
+        return [{"label": label, "probability": round(p, 6)} for label, p in pairs]
+
+    windows = [
+        {"start": round(a, 3), "end": round(b, 3), "top": ranked(_top(prediction.labels, row, k))}
+        for (a, b), row in zip(prediction.windows, prediction.window_probabilities, strict=True)
+    ]
+    top = ranked(prediction.top(k))
+    return json.dumps({"file": str(path), "duration": round(prediction.duration, 3), "top": top, "windows": windows})
+
+
+def show(classifier: Classifier, files: list[Path], options: Options) -> list[UserError]:
+    """Print the predictions as asked; returns what is wrong with the files that could not be read."""
+    bad, kept = [], []
+    writer = csv.writer(sys.stdout)
+    width = max(len(str(path)) for path in files)
+    if options.csv:
+        writer.writerow(["file", "duration", *classifier.labels])
+    for path, outcome in predictions(classifier, files):
+        if isinstance(outcome, UserError):
+            bad.append(outcome)
+            continue
+        if options.embeddings:
+            kept.append((str(path), outcome.embedding))
+        if options.json:
+            print(_as_json(path, outcome, options.top))
+        elif options.csv:
+            writer.writerow([path, f"{outcome.duration:.3f}", *(f"{p:.6f}" for p in outcome.probabilities)])
+        else:
+            ranked = "   ".join(f"{label} {100 * p:5.1f} %" for label, p in outcome.top(options.top))
+            print(f"{path!s:<{width}}  {outcome.duration:7.2f} s   {ranked}")
+    if options.embeddings and kept:
+        target = Path(options.embeddings)
+        try:
+            np.savez(target, file=[name for name, _ in kept], embedding=np.stack([e for _, e in kept]))
+        except OSError as error:
+            raise UserError(f"--embeddings {target} cannot be written ({error.strerror}): give another file.") from None
+    return bad
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    import tyro
+
+    from kernels import dispatch
+
+    def command(
+        checkpoint: tyro.conf.Positional[str], files: tyro.conf.Positional[list[str]], options: Options
+    ) -> tuple[str, list[str], Options]:
+        """Classify recordings of any format, rate and length with a trained model.
+
+        Args:
+            checkpoint: A checkpoint folder, or the out folder of a run.
+            files: Sound files, and folders of them.
+        """
+        return checkpoint, files, options
+
+    path, files, options = tyro.cli(
+        command, args=arguments, prog="python -m fftp.predict", config=(tyro.conf.OmitArgPrefixes,)
+    )
+    try:
+        dispatch.check_overrides()
+        dispatch.use_fused(True)
+        if not files:
+            raise UserError("There is nothing to classify: name sound files or folders after the checkpoint.")
+        if options.json and options.csv:
+            raise UserError("--json and --csv are two formats: give one of them.")
+        device = options.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        bad = show(load(path, device), recordings_of(files), options)
+    except (UserError, dispatch.BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    for error in bad:
+        print(f"{'skipped' if options.skip_bad_files else 'error'}: {error}", file=sys.stderr)
+    return 2 if bad and not options.skip_bad_files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
