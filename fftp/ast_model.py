@@ -121,10 +121,13 @@ class AST(nn.Module):
                 x = block(x)
         return self.norm(x)[:, : self.config.tokens].mean(1)
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        features = self.features(log_mel)
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `[B, D]` to logits `[B, C]`."""
         with ranges.range("head"):
             return self.head(self.head_norm(features))
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(log_mel))
 
     def attentions(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
         """Each block's attention, `[B, H, L, L]`."""

@@ -169,10 +169,13 @@ class AuM(nn.Module):
                 x = layer(x)
         return self.norm(x[:, self.embed.place])
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        features = self.features(log_mel)
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `[B, D]` to logits `[B, C]`."""
         with ranges.range("head"):
             return self.head(features)
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(log_mel))
 
     def undecayed(self) -> set[str]:
         """Names of parameters that weight decay leaves alone: vectors, tokens, positions, and the decays themselves."""

@@ -69,6 +69,11 @@ class CheckpointConfig:
             settings=written["settings"],
         )
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, C]` to what the loss trained them for: sigmoids for several labels or BCE, else softmax."""
+        sigmoid = self.multi_label or self.settings.get("loss") == "bce"
+        return logits.float().sigmoid() if sigmoid else logits.float().softmax(-1)
+
     def build(self) -> AST | AuM:
         """A freshly initialised model."""
         model_class = AST if isinstance(self.model, ASTConfig) else AuM

@@ -95,15 +95,17 @@ def _rolled(log_mel, roll):
 
 
 class Statistics:
-    """Running mean and standard deviation of log-mel cells, over the frames that hold sound."""
+    """Running mean and standard deviation of log-mel cells."""
 
     def __init__(self):
         self.count, self.total, self.squares = 0, 0.0, 0.0
 
-    def add(self, log_mel: torch.Tensor, valid_frames: torch.Tensor) -> None:
-        """Take in un-normalised `[B, T, F]`; frames at or behind valid_frames[b] are padding and do not count."""
-        inside = torch.arange(log_mel.shape[1], device=log_mel.device) < valid_frames[:, None]
-        cells = log_mel[inside].double()
+    def add(self, log_mel: torch.Tensor, valid_frames: torch.Tensor | None = None) -> None:
+        """Take in un-normalised `[B, T, F]`: every cell, padding included, as AST counts (src/get_norm_stats.py), or only
+        the frames before valid_frames[b]."""
+        cells = log_mel.double()
+        if valid_frames is not None:
+            cells = cells[torch.arange(log_mel.shape[1], device=log_mel.device) < valid_frames[:, None]]
         self.count += cells.numel()
         self.total += float(cells.sum())
         self.squares += float(cells.square().sum())

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from fftp import ast_model, aum_model, checkpoint, figures
 from fftp.errors import UserError
-from fftp.frontend import FrontEnd, FrontEndSettings, Statistics
+from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
-from kernels import FbankSettings, dispatch, draws
-from train import data, loop, machine, metrics, pictures, settings
+from kernels import FbankSettings, dispatch
+from train import data, loop, machine, metrics, pictures, settings, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
@@ -146,37 +146,21 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
                 "--resume: the data set holds other clips than when the run began: restore them, or start anew."
             )
         return resolved
-    longest = min(fbank.samples(wanted.frames), round(dataset.clip_seconds * fbank.sample_rate))
+    front_end = statistics.front_end_of(wanted, dataset, fbank)
     mean, std = wanted.mean, wanted.std
     if mean is None:
-        front_end = FrontEnd(FrontEndSettings(T=wanted.frames, clip_samples=longest, mean=0.0, std=0.5, fbank=fbank))
-        feed = Feed(packed, packed.indices("train"), front_end, torch.device("cpu"))
-        mean, std = measure(feed, wanted.seed)
+        measured, _ = statistics.measure(packed, front_end, wanted.seed, MEASURED_CLIPS)
+        mean, std = measured.mean, measured.std
     return {
         "precision": str(machine.precision_of(wanted.precision, device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "mean": mean,
         "std": std,
-        "clip_samples": longest,
+        "clip_samples": front_end.clip_samples,
         "classes": list(packed.classes),
         "data": fingerprint.hexdigest(),
         "clips": {split: len(packed.indices(split)) for split in clips.SPLITS},
     }
-
-
-def measure(feed: Feed, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of log-mel over (at most MEASURED_CLIPS) clips, padding left out.
-
-    Raises UserError where all is silence.
-    """
-    statistics = Statistics()
-    chosen = np.sort(draws.shuffle(seed, 0, len(feed))[:MEASURED_CLIPS])
-    for part in np.array_split(chosen, max(1, len(chosen) // 64)):
-        batch, length = feed.raw(part)
-        statistics.add(batch, feed.front_end.valid_frames(length))
-    if statistics.std == 0:
-        raise UserError("All training clips are silent: the log-mel has no spread to normalise by; check the files.")
-    return statistics.mean, statistics.std
 
 
 def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.Task:

@@ -165,7 +165,7 @@ _TYPES = typing.get_type_hints(Settings)
 GEOMETRY = ("patch_time", "time_stride", "patch_freq", "freq_stride")
 
 
-def from_flags(arguments: list[str]) -> tuple[Settings, set[str]]:
+def from_flags(arguments: list[str], command: str = "python -m train.run") -> tuple[Settings, set[str]]:
     """Settings from the command line over the recipe's, and the names of those given by hand.
 
     Raises UserError; `--help` prints the flags and ends the program.
@@ -174,7 +174,7 @@ def from_flags(arguments: list[str]) -> tuple[Settings, set[str]]:
 
     help_wanted = any(a in ("-h", "--help") for a in arguments)
     given = set() if help_wanted else _check_words(arguments)
-    names = {"prog": "python -m train.run", "description": "Train and evaluate an audio classifier."}
+    names = {"prog": command, "description": "Train and evaluate an audio classifier."}
     if help_wanted:
         tyro.cli(Settings, args=arguments, **names)
     first = _parse(tyro, arguments, _blank(), names)
@@ -234,16 +234,17 @@ def _check_value(label: str, name: str, value: Any) -> None:
         if str(value) not in map(str, choices):
             raise UserError(f"{label} takes {_wanted(name)}, not {str(value)!r}{_nearest(str(value), choices)}")
         return
-    kinds = [k for k in (typing.get_args(_TYPES[name]) or (_TYPES[name],)) if k is not types.NoneType]
-    try:
-        if isinstance(value, str):
-            _ = kinds[0](value) if not (value == "None" and type(None) in typing.get_args(_TYPES[name])) else None
-        elif bool in (type(value), kinds[0]) and type(value) is not kinds[0]:
-            raise ValueError
-        elif not isinstance(value, (kinds[0], int) if kinds[0] is float else kinds[0]):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"{label} takes {_wanted(name)}, not {str(value)!r}.") from None
+    kind = next(k for k in (typing.get_args(_TYPES[name]) or (_TYPES[name],)) if k is not types.NoneType)
+    if isinstance(value, str) and kind is not bool:
+        good = value == "None" and type(None) in typing.get_args(_TYPES[name])
+        try:
+            good = good or kind(value) is not None
+        except ValueError:
+            good = False
+    else:
+        good = type(value) is kind or (kind is float and type(value) is int)
+    if not good:
+        raise UserError(f"{label} takes {_wanted(name)}, not {str(value)!r}.")
 
 
 def _choices(name: str) -> tuple:

@@ -1,0 +1,42 @@
+# make env | train | test | test-all | bench | profile; each makes .venv when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+TRITON := triton==3.9.0
+TORCHAUDIO := torchaudio==2.11.0
+
+.PHONY: env train test test-all lint profile clean
+
+env: $(READY)
+
+# The CPU build of torch brings no triton: one is added for the interpreter. torchaudio is for tests alone, and its
+# compiled libraries, which nothing here needs, fail beside a CPU build of torch: they are taken out of .venv then.
+$(READY): requirements.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make env PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TRITON)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCHAUDIO)
+	$(BIN)/python -c 'import torchaudio' 2>/dev/null || rm -f .venv/lib/python*/site-packages/torchaudio/lib/*.so
+	$(BIN)/python -c 'import torch, torchaudio, triton, soundfile, soxr, safetensors, tyro, transformers'
+	touch $(READY)
+
+train: $(READY)
+	$(BIN)/python -m train.run --fused
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest tests/
+
+test-all: lint
+	$(BIN)/python -m pytest tests/ --slow
+
+profile: $(READY)
+	mkdir -p profiles
+	FFTP_NVTX=1 nsys profile --trace=cuda,nvtx --force-overwrite=true --output=profiles/step $(BIN)/python -m train.run --fused --max-steps 50 --out profiles/run
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
