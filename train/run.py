@@ -110,7 +110,10 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
         return json.loads((out / "result.json").read_text())
     announce(task, packed)
     if saved is None:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError, PermissionError) as error:
+            raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
         about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(device)}
         written = {"settings": settings.to_dict(wanted), "resolved": resolved, **about, "backends": planned(task)}
         checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())

@@ -1,6 +1,9 @@
 """Settings of a run: every field is a flag of `python -m train.run`, a key of a recipe, and a line of settings.json."""
 
+import contextlib
 import difflib
+import io
+import math
 import re
 import tomllib
 import types
@@ -142,6 +145,10 @@ class Settings(AugmentSettings):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("mixup", "mask_full_share", "label_smoothing", "validation_share", "lr_end"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        for name in (n for n, value in vars(self).items() if isinstance(value, float)):
+            _require(self, name, math.isfinite(getattr(self, name)), "a finite number")
+        for name in ("beta1", "beta2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         _require(self, "lr", self.lr > 0, "above 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
         if self.patch == "fftp" and (self.patch_freq not in (0, self.mels) or self.freq_stride not in (0, self.mels)):
@@ -172,38 +179,34 @@ def from_flags(arguments: list[str], command: str = "python -m train.run") -> tu
     """
     import tyro
 
-    help_wanted = any(a in ("-h", "--help") for a in arguments)
-    given = set() if help_wanted else _check_words(arguments)
     names = {"prog": command, "description": "Train and evaluate an audio classifier."}
-    if help_wanted:
+    if any(a in ("-h", "--help") for a in arguments):
         tyro.cli(Settings, args=arguments, **names)
-    first = _parse(tyro, arguments, _blank(), names)
-    recipe = read_recipe(first.recipe, first.data if "data" in given else None)
-    if recipe.get("patch", Settings.patch) != first.patch and "patch" in given:
+    given = _check_words(arguments)
+    recipe = read_recipe(given.get("recipe", ""), given.get("data"))
+    if given.get("patch", recipe.get("patch", Settings.patch)) != recipe.get("patch", Settings.patch):
         # A recipe's patch size is of its own kind of patch.
         recipe = {name: value for name, value in recipe.items() if name not in GEOMETRY}
-    return _parse(tyro, arguments, _blank(recipe), names), given
-
-
-def _blank(values: dict[str, Any] | None = None) -> Settings:
-    return Settings(**(values or {}))
+    return _parse(tyro, arguments, Settings(**recipe), names), set(given)
 
 
 def _parse(tyro, arguments, default, names):
     try:
-        return tyro.cli(Settings, args=arguments, default=default, console_outputs=False, **names)
+        # What Settings refuses, tyro prints in a frame of several lines; here it is one sentence.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(Settings, args=arguments, default=default, console_outputs=False, **names)
     except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
+        if isinstance(stop.__context__, UserError):
+            raise stop.__context__ from None
         raise UserError(
             f"The flags {' '.join(arguments)!r} could not be understood: "
             "`python -m train.run --help` lists every flag with its values."
         ) from None
 
 
-def _check_words(arguments: list[str]) -> set[str]:
-    """Names of the flags given. Raises UserError for an unknown flag or a word that a flag does not take."""
-    given, position = set(), 0
+def _check_words(arguments: list[str]) -> dict[str, str]:
+    """The flags given: name -> text. Raises UserError for an unknown flag or a word that a flag does not take."""
+    given, position = {}, 0
     while position < len(arguments):
         flag, equals, value = arguments[position].partition("=")
         position += 1
@@ -213,10 +216,10 @@ def _check_words(arguments: list[str]) -> set[str]:
         if not flag.startswith("--") or name not in _FIELDS:
             known = [f"--{n.replace('_', '-')}" for n in _FIELDS]
             raise UserError(f"There is no flag {flag!r}{_nearest(flag, known)}")
-        given.add(name)
         if _TYPES[name] is bool:
             if equals:
                 raise UserError(f"{flag} is a switch and takes no value: write {flag} or --no-{flag[2:]}.")
+            given[name] = str(not negated)
             continue
         if not equals:
             if position == len(arguments):
@@ -224,6 +227,7 @@ def _check_words(arguments: list[str]) -> set[str]:
             value = arguments[position]
             position += 1
         _check_value(f"--{name.replace('_', '-')}", name, value)
+        given[name] = value
     return given
 
 

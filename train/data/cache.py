@@ -65,7 +65,7 @@ def identify(clips: tuple[Clip, ...], cache: Path, progress: bool) -> tuple[list
         return status.st_size, digest, path, [*mark, digest]
 
     with ThreadPoolExecutor() as threads:
-        found = list(tqdm(threads.map(one, clips), "checking", len(clips), False, disable=not progress))
+        found = list(tqdm(threads.map(one, clips), "checking", len(clips), False, disable=None if progress else True))
     remembered = known | {path: entry for _, _, path, entry in found if path}
     if remembered != known:
         # Only a saving of time: a cache that is closed but has the pack is good enough.
@@ -133,7 +133,7 @@ def write(beside: Path, decoded: Iterator[Decoded], count: int, progress: bool) 
     """Stream `count` clips into `beside` as they come, then their index, which is also returned."""
     lengths, skipped = [], {}
     with contextlib.closing(decoded), open(beside / "samples.int16", "wb") as file:
-        for clip in tqdm(decoded, "packing", count, disable=not progress, unit=" clips"):
+        for clip in tqdm(decoded, "packing", count, disable=None if progress else True, unit=" clips"):
             if isinstance(clip, str):
                 skipped[len(lengths)] = clip
                 lengths.append(0)

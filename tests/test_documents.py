@@ -1,0 +1,66 @@
+"""README and docs say what is so: results come from the lines, flags and files that they name exist."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from train import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [path.name for path in DOCUMENTS]
+
+
+def test_readme_shows_what_the_results_hold():
+    text = (ROOT / "README.md").read_text()
+    assert report.rendered(text) == text, "README.md is behind bench/results: run `python -m bench.report`"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_links_and_pictures_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} points to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_flags_of_train_run_in_code_spans_exist(path):
+    known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
+    other = {"--file", "--checkpoint", "--json", "--csv", "--embeddings", "--gpu", "--slow", "--check", "--help"}
+    spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
+    named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z]", span)}
+    assert named <= known | other | {"--mask-..."}, named - known - other
+
+
+def test_readme_commands_of_train_run_parse():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python -m train\.run (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        flags = shlex.split(command.split("#")[0])
+        if "--help" not in flags:
+            settings.from_flags(flags)
+
+
+def test_pins_satisfy_the_ranges():
+    """requirements.txt pins what pyproject.toml asks for, nothing older."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [d for part in project["optional-dependencies"].values() for d in part]
+    least = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", d).groups() for d in wanted if ">=" in d)
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE))
+    for name, version in pins.items():
+        if name in least:
+            assert _numbers(version) >= _numbers(least[name]), name
+
+
+def _numbers(version):
+    return [int(part) for part in version.split(".")]
+
+
+def test_no_picture_is_heavy():
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert picture.stat().st_size < 200_000, picture.name
