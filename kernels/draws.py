@@ -41,7 +41,8 @@ def draw_roll(seed, epoch, tickets: torch.Tensor) -> torch.Tensor:
 def draw_gain(seed, epoch, tickets: torch.Tensor, decibels: float) -> torch.Tensor:
     """A factor for each waveform, float32 `[B]`, uniform in dB between -decibels and +decibels."""
     a, _, _, _ = keyed.philox(seed, keyed.GAIN << 16, 0, epoch, tickets)
-    return 10.0 ** ((2.0 * keyed.uniform(a) - 1.0) * (decibels / 20.0))
+    # In float64, then rounded: the library's float32 power differs in its last bit with the place in the batch.
+    return (10.0 ** ((2.0 * keyed.uniform(a).double() - 1.0) * (decibels / 20.0))).float()
 
 
 def draw_mixup(seed, epoch, tickets: torch.Tensor, probability: float, n: int, fixed: bool = False):

@@ -57,9 +57,12 @@ def optimiser_of(model: torch.nn.Module, settings: Settings) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
 
 
-def learning_rate(settings: Settings, step: int, steps_per_epoch: int, total: int) -> float:
-    """Linear warm-up from 0, then a cosine down to lr_end of the peak; step counts from 0."""
-    warm = min(round(settings.warmup_epochs * steps_per_epoch), total - 1)
+def learning_rate(settings: Settings, step: int, total: int) -> float:
+    """Linear warm-up from 0, then a cosine down to lr_end of the peak; step counts from 0.
+
+    The warm-up's share of the run is warmup_epochs / epochs, also where max_steps shortens it.
+    """
+    warm = min(round(total * settings.warmup_epochs / settings.epochs), total - 1)
     if step < warm:
         return settings.lr * (step + 1) / warm
     share = (step - warm) / max(1, total - warm)
@@ -156,7 +159,7 @@ class Trainer:
             loss.backward()
         with ranges.range("optimiser"):
             for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(s, step, self.order.steps, self.total)
+                group["lr"] = learning_rate(s, step, self.total)
             bad = ~torch.isfinite(loss.detach())
             if s.clip_norm:
                 norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), s.clip_norm)

@@ -134,7 +134,8 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack(archive: Path, target: Path, progress: bool) -> None:
-    with tarfile.open(archive) as tar, tqdm(tar, desc="unpacking", unit=" files", disable=None if progress else True) as members:
+    quiet = None if progress else True  # None: a bar on a terminal, nothing elsewhere
+    with tarfile.open(archive) as tar, tqdm(tar, desc="unpacking", unit=" files", disable=quiet) as members:
         for member in members:
             tar.extract(member, target, filter="data")  # refuses absolute paths, links and "..", that leave the folder
 
@@ -148,7 +149,9 @@ def fetch_url(url: str, part: Path, progress: bool) -> None:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        bar = tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None if progress else True)
+        bar = tqdm(
+            desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None if progress else True
+        )
         with open(part, "ab" if have else "wb") as file, bar:
             while block := response.read(_BLOCK):
                 file.write(block)
