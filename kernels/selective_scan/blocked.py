@@ -100,14 +100,15 @@ def _block_backward(u, delta, B, C, grad, decays, backwards):
     states, decay = _states(u, delta, decays, B, backwards)
     C_t, B_t, grad_t = (_time_first(x, backwards) for x in (C, B, grad))
     u_t, step = _time_first(u, backwards), _time_first(delta, backwards)
-    (adjoint,) = _buffers(2, 1, states.shape)
+    adjoint, spare = _buffers(2, 2, states.shape)
     torch.mul(grad_t[:, :, None], C_t[..., None], out=adjoint)  # d loss / d s_t, (L, b, S, E)
     steps = adjoint.unbind()
     for now, after, factor in zip(steps[-2::-1], steps[:0:-1], decay.unbind()[:0:-1], strict=True):
         now.addcmul_(factor, after)
     d_C = torch.matmul(states, grad_t[..., None]).squeeze(-1)  # (L, b, S, E) @ (L, b, E, 1) -> (L, b, S)
     d_gain = torch.matmul(B_t[:, :, None], adjoint).squeeze(2)  # (L, b, 1, S) @ (L, b, S, E) -> (L, b, E)
-    d_B = torch.matmul(adjoint, (step * u_t)[..., None]).squeeze(-1)
+    # Summed in pairs, as the reference's gradient is: over E products a matrix-vector product has twice its error.
+    d_B = torch.mul(adjoint, (step * u_t)[:, :, None], out=spare).sum(-1)
     # d loss / d (delta_t A) = adjoint_t * decay_t * s_(t-1); the first step has no state before it.
     adjoint[0] = 0
     adjoint[1:].mul_(decay[1:]).mul_(states[:-1])

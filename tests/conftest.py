@@ -1,0 +1,55 @@
+"""What every test gets: the device, dispatch as it was found, a cache of its own; long forms only when asked for."""
+
+import os
+
+import pytest
+import torch
+
+from kernels import dispatch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="run the GPU cases on the CUDA device; without one, refuse")
+    parser.addoption("--slow", action="store_true", help="run the long forms too (make test-all)")
+
+
+def pytest_configure(config):
+    if config.getoption("--gpu") and not torch.cuda.is_available():
+        pytest.exit("--gpu: torch finds no CUDA device here; run without --gpu, or where there is one.", returncode=2)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    long = [item for item in items if item.get_closest_marker("slow")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
+
+
+@pytest.fixture(scope="session")
+def device(request) -> str:
+    """Where kernels run: "cuda" under --gpu, else "cpu"."""
+    return "cuda" if request.config.getoption("--gpu") else "cpu"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Packs and downloads go to a temporary folder, never to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FFTP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def plain_dispatch():
+    """Each test starts and ends with the reference backends, and with nothing remembered."""
+    given = os.environ.pop("FFTP_BACKEND", None)
+    dispatch.use_fused(False)
+    dispatch.forget()
+    yield
+    dispatch.use_fused(False)
+    dispatch.forget()
+    os.environ.pop("FFTP_BACKEND", None)
+    if given is not None:
+        os.environ["FFTP_BACKEND"] = given

@@ -1,0 +1,221 @@
+"""Which backend runs, what is said when one cannot, and the ranges that cost nothing when nobody profiles."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import dispatch
+from kernels.dispatch import Backend, BackendError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """An operation "twice" with three backends: one for the GPU alone, one for float32 alone, the reference."""
+    monkeypatch.setattr(sys.modules[__name__], "calls", [], raising=False)
+    backends = (
+        Backend("gpu", f"{__name__}:gpu", lambda device, dtype: None if device == "cuda" else "it needs a GPU"),
+        Backend("quick", f"{__name__}:quick", lambda device, dtype: None if dtype == "float32" else "float32 only"),
+        Backend("reference", f"{__name__}:plain"),
+    )
+    monkeypatch.setitem(dispatch.TABLE, "twice", backends)
+    dispatch._overrides.cache_clear()
+    yield
+    dispatch._overrides.cache_clear()
+
+
+def gpu(x):
+    raise AssertionError("never on a CPU")
+
+
+def quick(x):
+    return x + x
+
+
+def plain(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("fused", "dtype", "function"),
+    [
+        (False, torch.float32, plain),
+        (True, torch.float32, quick),
+        (True, torch.float64, plain),
+        (True, torch.bfloat16, plain),
+    ],
+)
+def test_the_first_that_applies(made_up, fused, dtype, function):
+    dispatch.use_fused(fused)
+    assert dispatch.fused() is fused
+    assert dispatch.choose("twice", torch.zeros(1, dtype=dtype)) is function
+    assert dispatch.in_use() == {"twice": "quick" if function is quick else "reference"}
+
+
+def test_autocasts_type_is_the_one_that_counts(made_up):
+    dispatch.use_fused(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dispatch.choose("twice", torch.zeros(1)) is plain
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_variable_overrides_both_ways(made_up, monkeypatch, fused):
+    dispatch.use_fused(fused)
+    monkeypatch.setenv("FFTP_BACKEND", "twice=quick, patch_embed=reference")
+    dispatch.check_overrides()
+    assert dispatch.choose("twice", torch.zeros(1)) is quick
+    monkeypatch.setenv("FFTP_BACKEND", "twice=reference")
+    assert dispatch.choose("twice", torch.zeros(1)) is plain
+    assert dispatch.in_use() == {"twice": "reference"}
+    monkeypatch.setenv("FFTP_BACKEND", "")
+    assert dispatch.choose("twice", torch.zeros(1)) is (quick if fused else plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("twice=slow", "twice has no backend 'slow'; there are gpu, quick, reference."),
+        ("thrice=quick", "'thrice=quick' names none of"),
+        ("twice", "'twice' names none of"),
+        ("fbank=reference,twice=", "twice has no backend ''"),
+    ],
+)
+def test_a_wrong_override_is_refused_before_any_work(made_up, monkeypatch, text, message):
+    monkeypatch.setenv("FFTP_BACKEND", text)
+    with pytest.raises(BackendError) as raised:
+        dispatch.check_overrides()
+    assert message in str(raised.value)
+    with pytest.raises(BackendError):
+        dispatch.choose("fbank", torch.zeros(1))
+
+
+def test_a_backend_asked_for_never_falls_back(made_up, monkeypatch):
+    dispatch.use_fused(True)
+    monkeypatch.setenv("FFTP_BACKEND", "twice=gpu")
+    with pytest.raises(BackendError, match="FFTP_BACKEND asks for twice=gpu, which cannot run: it needs a GPU"):
+        dispatch.choose("twice", torch.zeros(1))
+    monkeypatch.setenv("FFTP_BACKEND", "twice=quick")
+    with pytest.raises(BackendError, match="cannot run: float32 only"):
+        dispatch.choose("twice", torch.zeros(1, dtype=torch.float64))
+    assert dispatch.in_use() == {}
+
+
+def test_real_backends_refuse_with_a_reason(monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", "selective_scan=blocked")
+    with pytest.raises(BackendError, match="it computes in float32; the tensors are float64"):
+        dispatch.select("selective_scan", "cpu", "float64")
+    with pytest.raises(BackendError, match="the tensors are on cuda"):
+        dispatch.select("selective_scan", "cuda", "float32")
+    monkeypatch.setenv("FFTP_BACKEND", "patch_embed=conv")
+    with pytest.raises(BackendError, match="matrix product is faster"):
+        dispatch.select("patch_embed", "cpu", "bfloat16")
+    with pytest.raises(BackendError, match="the tensors are on cuda"):
+        dispatch.select("patch_embed", "cuda", "float32")
+
+
+def test_in_use_remembers_what_ran_in_the_tables_order():
+    log_mel = torch.randn(1, 6, 3)
+    kernels.paint(log_mel, torch.zeros(1, 1, 4, dtype=torch.int32), torch.zeros(1))
+    dispatch.use_fused(True)
+    kernels.patch_embed(log_mel, torch.randn(2, 1, 3, 3), torch.zeros(2), (1, 1), None, torch.zeros(0, 2), 0)
+    kernels.fbank(torch.zeros(1, 400))
+    assert list(dispatch.in_use().items()) == [("fbank", "reference"), ("paint", "reference"), ("patch_embed", "conv")]
+    dispatch.forget()
+    assert dispatch.in_use() == {}
+
+
+def test_table_says_what_runs_and_why_not(made_up):
+    rows = {(operation, name): state for operation, name, state in dispatch.table("cpu", "float32")}
+    assert rows["twice", "gpu"] == "cannot run: it needs a GPU"
+    assert rows["twice", "quick"] == "runs with --fused"
+    assert rows["twice", "reference"] == "runs without --fused"
+    assert rows["fbank", "reference"] == "runs"
+    rows = {(operation, name): state for operation, name, state in dispatch.table("cuda", "float32")}
+    assert rows["twice", "gpu"] == "runs with --fused"
+    assert rows["twice", "quick"] == "gpu is preferred"
+    rows = {(operation, name): state for operation, name, state in dispatch.table("cpu", "bfloat16")}
+    assert rows["patch_embed", "conv"].startswith("cannot run: in bfloat16")
+    assert rows["patch_embed", "reference"] == "runs with --fused"
+
+
+def test_every_backend_of_the_table_can_be_loaded_and_the_last_refuses_nothing():
+    for operation, backends in dispatch.TABLE.items():
+        assert backends[-1].name == "reference", operation
+        for device in ("cpu", "cuda"):
+            for dtype in ("float32", "float64", "bfloat16", "float16", "int64"):
+                assert backends[-1].refuses(device, dtype) is None
+        for backend in backends:
+            if not backend.refuses("cpu", "float32"):
+                assert callable(backend.load())
+
+
+def run(code: str, **environment) -> subprocess.CompletedProcess:
+    """A process of its own, without the variables that profilers set."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NVTX_", "NSYS_", "FFTP_"))}
+    clean |= {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, timeout=120)
+
+
+_RANGES = """
+import sys, types
+sys.modules["nvtx"] = nvtx = types.ModuleType("nvtx")
+spans = []
+class annotate:
+    def __init__(self, name, domain): self.name = name, domain
+    def __enter__(self): spans.append(("in", *self.name))
+    def __exit__(self, *exception): spans.append(("out", *self.name))
+nvtx.annotate = annotate
+from kernels import ranges
+with ranges.range("embed"):
+    with ranges.range("mask"):
+        pass
+print(spans)
+"""
+
+
+@pytest.mark.parametrize("variable", ["FFTP_NVTX", "NVTX_INJECTION64_PATH", "NSYS_PROFILING_SESSION_ID"])
+def test_ranges_are_marked_when_somebody_profiles(variable):
+    spans = [("in", "embed", "fftp"), ("in", "mask", "fftp"), ("out", "mask", "fftp"), ("out", "embed", "fftp")]
+    done = run(_RANGES, **{variable: "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(spans)
+
+
+def test_ranges_are_nothing_when_nobody_profiles():
+    done = run(_RANGES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+    # Not even imported: an entry of None makes an import fail.
+    code = (
+        "import sys; sys.modules['nvtx'] = None; from kernels import ranges as r; assert r.range('a') is r.range('b')"
+    )
+    assert run(code).returncode == 0
+
+
+def test_ranges_reach_the_real_package():
+    pytest.importorskip("nvtx", reason="the nvtx package is not installed")
+    done = run(
+        "import nvtx; from kernels import ranges; print(type(ranges.range('a')) is nvtx.annotate)", FFTP_NVTX="1"
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_gpu_without_a_device_ends_with_a_sentence():
+    """pytest --gpu where torch sees no device: exit code 2, and why."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--gpu", "-q", str(Path(__file__).parent / "test_philox.py")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout
+    assert "--gpu: torch finds no CUDA device here" in done.stdout + done.stderr
+    assert "passed" not in done.stdout
