@@ -20,18 +20,19 @@ _scratch = threading.local()
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """As `reference.selective_scan`, float32."""
-    delta = nnf.softplus(delta + delta_bias)
     both = A if A_backward is None else torch.cat([A, A_backward], 1)  # (E, S or 2 S)
-    y = _Scan.apply(u, delta, both, B, C, A_backward is not None, reverse)
+    y = _Scan.apply(u, delta, delta_bias, both, B, C, A_backward is not None, reverse)
     return (y + (D if A_backward is None else 2 * D) * u) * nnf.silu(z)
 
 
 class _Scan(torch.autograd.Function):
-    """y[b, t, e] = sum over directions of <s_t, C_t>; gradients of u, delta, A, B and C."""
+    """y[b, t, e] = sum over directions of <s_t, C_t>; gradients of u, delta, its bias, A, B and C."""
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, two, reverse):
-        ctx.save_for_backward(u, delta, A, B, C)
+    def forward(ctx, u, delta, delta_bias, A, B, C, two, reverse):
+        raw = delta + delta_bias
+        ctx.save_for_backward(u, raw, A, B, C)
+        delta = nnf.softplus(raw)
         ctx.two, ctx.reverse = two, reverse
         y = torch.empty_like(u)
         for clips, directions in _work(u, A, two, reverse):
@@ -47,7 +48,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        u, delta, A, B, C = ctx.saved_tensors
+        u, raw, A, B, C = ctx.saved_tensors
+        delta = nnf.softplus(raw)
         d_u, d_delta = torch.zeros_like(u), torch.zeros_like(delta)
         d_A, d_B, d_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
         S = B.shape[2]
@@ -58,7 +60,10 @@ class _Scan(torch.autograd.Function):
                 for total, part in zip((d_u, d_delta, d_B, d_C), parts[:4], strict=True):
                     total[clips] += part
                 d_A[:, number * S : (number + 1) * S] += parts[4].T
-        return d_u, d_delta, d_A, d_B, d_C, None, None
+        d_raw = d_delta.mul_(raw.sigmoid())
+        # Over clips and tokens in float64: thousands of terms one after the other lose more than the scan does.
+        d_bias = d_raw.sum((0, 1), dtype=torch.float64).float()
+        return d_u, d_raw, d_bias, d_A, d_B, d_C, None, None
 
 
 def _work(u, A, two, reverse):
