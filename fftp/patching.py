@@ -94,12 +94,23 @@ class PatchEmbed(nn.Module):
         positions: Literal["learned", "none"] = "learned",
     ):
         super().__init__()
-        self.grid, self.tokens = grid, tokens
+        self.grid, self.tokens, self.where = grid, tokens, place
         self.place = {"head": 0, "middle": grid.N // 2, "end": grid.N}[place]
         self.weight = nn.Parameter(torch.empty(D, 1, grid.pt, grid.pf))
         self.bias = nn.Parameter(torch.empty(D))
         self.class_token = nn.Parameter(torch.empty(tokens, D))
         self.position = nn.Parameter(torch.empty(tokens + grid.N, D)) if positions == "learned" else None
+
+    def resized(self, grid: PatchGrid, method: Literal["pinv", "bilinear"] = "pinv") -> "PatchEmbed":
+        """The same embedding for another grid: positions resized bilinearly, the kernel by `resize_kernel` where the patch
+        differs. From square to full-frequency patches it is a start at best: most of what the kernel knew is lost."""
+        positions = "none" if self.position is None else "learned"
+        new = PatchEmbed(grid, self.weight.shape[0], self.tokens, self.where, positions)
+        new.weight.data = resize_kernel(self.weight.data, grid.pt, grid.pf, method)
+        new.bias.data, new.class_token.data = self.bias.data.clone(), self.class_token.data.clone()
+        if self.position is not None:
+            new.position.data = resize_positions(self.position.data, self.tokens, self.grid, grid)
+        return new
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
         """Raises ValueError when log_mel is not the grid's size."""

@@ -1,0 +1,84 @@
+"""python -m train.evaluate CHECKPOINT: a trained model's figures on a split, its own data set's or another's.
+
+Flags are those of train.run that say where data lies (--data, --data-root, --csv ..., --skip-bad-files, --device, --precision,
+--fused); what is not given is as in the run that trained the model.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fftp import checkpoint
+from fftp.errors import UserError
+from fftp.frontend import FrontEnd
+from kernels import dispatch
+from train import data, loop, machine, settings
+from train.data.clips import SPLITS, check_classes, nearest
+from train.data.pack import pack
+from train.feed import Feed
+
+
+def evaluate(path: str, split: str, flags: list[str]) -> dict:
+    """Figures of the checkpoint on a split: accuracy and balanced accuracy, or mAP, AUC and d'.
+
+    Raises UserError for a damaged checkpoint, other classes, or a split without clips.
+    """
+    model, config = checkpoint.load(path)
+    asked, given = settings.from_flags(flags, "python -m train.evaluate CHECKPOINT")
+    changes = {name: getattr(asked, name) for name in given}
+    wanted = replace(settings.from_saved(config.settings), **changes)
+    dispatch.use_fused(wanted.fused)
+    dataset = data.load(wanted)
+    check_classes(dataset.classes, config.labels)
+    fbank = config.front_end.fbank
+    packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)
+    device = machine.device_of(wanted.device)
+    feed = Feed(packed, packed.indices(split), FrontEnd(config.front_end), device)
+    if not len(feed):
+        raise UserError(f"The data set has no clips in its {split} split: take another by --split.")
+    task = loop.Task(
+        settings=wanted,
+        config=config,
+        model=model.to(device),
+        train=feed,
+        validation=None,
+        device=device,
+        precision=machine.precision_of(wanted.precision, device),
+        out=Path(path),
+    )
+    return {
+        "checkpoint": str(checkpoint.find(path)),
+        "split": split,
+        "clips": len(feed),
+        **loop.evaluate(task, feed)[0],
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; prints one JSON object and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        print("usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [FLAGS OF train.run]")
+        return 0 if arguments else 2
+    split = "test"
+    try:
+        dispatch.check_overrides()
+        if "--split" in arguments:
+            at = arguments.index("--split")
+            split = arguments[at + 1] if at + 1 < len(arguments) else ""
+            del arguments[at : at + 2]
+        if split not in SPLITS:
+            raise UserError(f"--split {split!r} is no split{nearest(split, SPLITS)}")
+        print(json.dumps(evaluate(arguments[0], split, arguments[1:])))
+        return 0
+    except (UserError, dispatch.BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
