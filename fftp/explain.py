@@ -115,7 +115,7 @@ def figure1(file: Path, out: Path) -> None:
         ["RMSNorm", "project, causal conv", "scan forward | scan backward", "gate, project", "+"],
         "RMSNorm, class token, linear",
     )
-    figure.savefig(out)
+    figures.save(figure, out)
 
 
 def _encoder(axes, title, tokens, parts, head) -> None:
@@ -167,7 +167,7 @@ def figure2(file: Path, out: Path, seed: int) -> None:
         hidden = kernels.paint(torch.zeros(1, T, F), rectangles, torch.ones(1))[0].numpy() > 0
         _show(each, np.where(hidden, np.nan, log_mel), f"{name}: {100 * hidden.mean():.0f} % hidden")
         each.set_facecolor(MASK_COLOUR)
-    figure.savefig(out)
+    figures.save(figure, out)
 
 
 def figure3(checkpoints: list[Path], file: Path, out: Path) -> None:
@@ -189,7 +189,7 @@ def figure3(checkpoints: list[Path], file: Path, out: Path) -> None:
         extent = (0, frames * HOP_SECONDS, 0, grid.F)
         shown = each.imshow(heat.T, origin="lower", aspect="auto", cmap="turbo", alpha=0.5, extent=extent)
         figure.colorbar(shown, ax=each, label="rollout (mean 1)")
-    figure.savefig(out)
+    figures.save(figure, out)
 
 
 def _for_prepare(file: Path):

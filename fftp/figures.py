@@ -1,5 +1,9 @@
 """Drawing without a screen: matplotlib figures that are made, saved and forgotten."""
 
+from pathlib import Path
+
+import numpy as np
+
 from fftp.errors import UserError
 
 
@@ -21,3 +25,22 @@ def figure(width: float, height: float):
     made = Figure(figsize=(width, height), layout="constrained", dpi=110)
     FigureCanvasAgg(made)
     return made
+
+
+def save(drawn, path: Path) -> None:
+    """Write the figure as a PNG of 200 colours: spectrograms are noisy, and true colour makes them four times as large.
+
+    Raises UserError when the file cannot be written.
+    """
+    from PIL import Image
+
+    drawn.canvas.draw()
+    picture = Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())[..., :3].copy())
+    try:
+        picture.quantize(200, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+            path, "PNG", optimize=True
+        )
+    except OSError as error:
+        raise UserError(
+            f"The picture {path} cannot be written ({error.strerror or error}): give another place."
+        ) from None

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fftp.figures import figure as new_figure
+from fftp import figures
 
 
 def learning_curves(history: list[dict], path: Path) -> None:
     """Loss and validation figures by epoch."""
-    figure = new_figure(9, 3.6)
+    figure = figures.figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in history]
     left.plot(epochs, [line["train_loss"] for line in history], marker=".", label="training (augmented)")
@@ -25,14 +25,14 @@ def learning_curves(history: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path)
+    figures.save(figure, path)
 
 
 def confusion_matrix(counts: np.ndarray, labels: tuple[str, ...], path: Path) -> None:
     """Rows are the truth, in percent of its clips."""
     C = len(labels)
     side = min(16.0, 2.4 + 0.42 * C)
-    figure = new_figure(side, side)
+    figure = figures.figure(side, side)
     axes = figure.subplots()
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -43,7 +43,7 @@ def confusion_matrix(counts: np.ndarray, labels: tuple[str, ...], path: Path) ->
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if share[i, j] > 55 else "black"
             axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(path)
+    figures.save(figure, path)
 
 
 def average_precision(values: np.ndarray, labels: tuple[str, ...], path: Path, most: int = 60) -> None:
@@ -52,7 +52,7 @@ def average_precision(values: np.ndarray, labels: tuple[str, ...], path: Path, m
     left_out = max(0, len(order) - most)
     if left_out:
         order = order[: most // 2] + order[-(most // 2) :]
-    figure = new_figure(7, 1.4 + 0.2 * len(order))
+    figure = figures.figure(7, 1.4 + 0.2 * len(order))
     axes = figure.subplots()
     axes.barh([labels[k] for k in order], [100 * values[k] for k in order], color="#4878a8")
     axes.margins(y=0.01)
@@ -61,4 +61,4 @@ def average_precision(values: np.ndarray, labels: tuple[str, ...], path: Path, m
         xlabel="average precision, %",
         title="AP by class" + (f" ({left_out} between left out)" if left_out else ""),
     )
-    figure.savefig(path)
+    figures.save(figure, path)

@@ -64,7 +64,8 @@ def open_run(wanted: Settings, given: set[str]) -> tuple[Path, Settings, dict[st
     """
     if not wanted.resume:
         out = Path(wanted.out) if wanted.out else _free_folder(wanted)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # A kill before the first settings.json leaves its beginning, which nothing can go on from.
+        if out.exists() and (not out.is_dir() or any(path.name != "settings.json.new" for path in out.iterdir())):
             raise UserError(
                 f"--out {out} holds something already: go on with that run by --resume, or give another folder."
             )
@@ -74,7 +75,7 @@ def open_run(wanted: Settings, given: set[str]) -> tuple[Path, Settings, dict[st
     out = Path(wanted.out)
     try:
         saved = json.loads((out / "settings.json").read_text())
-        asked = saved["settings"]
+        asked, _ = dict(saved["settings"]), saved["resolved"]["threads"]
     except FileNotFoundError:
         raise UserError(f"--resume: {out} holds no run (no settings.json): give the --out of one.") from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,8 +140,9 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
     Raises UserError when a run is taken up again on other data.
     """
     fingerprint = hashlib.blake2b(digest_size=16)
-    for part in ("\n".join(packed.names).encode(), packed.length.tobytes(), packed.labels.tobytes()):
-        fingerprint.update(part)
+    fingerprint.update("\n".join(packed.names).encode())
+    for part in (packed.length, packed.labels, packed.splits):
+        fingerprint.update(part.tobytes())
     if saved is not None:
         resolved = saved["resolved"]
         clips.check_classes(packed.classes, tuple(resolved["classes"]))
