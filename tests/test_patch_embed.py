@@ -332,3 +332,19 @@ def test_an_enlarged_kernel_answers_an_enlarged_patch_alike():
     got = torch.einsum("bxtf,dxtf->bd", bigger, resize_kernel(weight, 9, 7))
     torch.testing.assert_close(got, torch.einsum("bxtf,dxtf->bd", patch, weight), rtol=1e-10, atol=1e-10)
     assert torch.equal(resize_kernel(weight, 4, 6), weight)
+
+
+@pytest.mark.parametrize("place", ["head", "middle", "end"])
+def test_resized_embedding_keeps_what_fits_and_resizes_the_rest(place):
+    old = PatchGrid(T=64, F=128, pt=10, pf=128, st=4, sf=128)
+    new = PatchGrid(T=96, F=128, pt=10, pf=128, st=2, sf=128)
+    embed = PatchEmbed(old, 12, 1, place)
+    for parameter in embed.parameters():
+        torch.nn.init.normal_(parameter)
+    same, other = embed.resized(old), embed.resized(new)
+    log_mel = torch.randn(2, 64, 128)
+    assert torch.equal(same(log_mel), embed(log_mel))
+    assert torch.equal(other.weight, embed.weight)
+    assert torch.equal(other.position, resize_positions(embed.position.data, 1, old, new))
+    assert other(torch.randn(2, 96, 128)).shape == (2, new.N + 1, 12)
+    assert other.place == {"head": 0, "middle": new.N // 2, "end": new.N}[place]

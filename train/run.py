@@ -5,6 +5,7 @@ Ends with exit code 0 when done, 2 for what the user can mend (one sentence says
 
 import hashlib
 import json
+import shlex
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,17 +45,22 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if not checkpoint.disk_full(error):
             raise
-        print(f"error: The disk of {out or '.'} is full: make room, then `{go_on(out)}`.", file=sys.stderr)
+        then = f"`{go_on(out)}`" if begun(out) else "run this command again"
+        print(f"error: The disk of {out or '.'} is full: make room, then {then}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        begun = out is not None and (out / "settings.json").exists()
-        then = f"go on with `{go_on(out)}`" if begun else "nothing had been written yet"
+        then = f"go on with `{go_on(out)}`" if begun(out) else "nothing had been written yet"
         print(f"\ninterrupted: {then}.", file=sys.stderr)
         return 130
 
 
-def go_on(out: Path | None) -> str:
-    return f"python -m train.run --resume --out {out}" if out else "python -m train.run"
+def begun(out: Path | None) -> bool:
+    """Whether there is a run to go on with."""
+    return out is not None and (out / "settings.json").exists()
+
+
+def go_on(out: Path) -> str:
+    return f"python -m train.run --resume --out {shlex.quote(str(out))}"
 
 
 def open_run(wanted: Settings, given: set[str]) -> tuple[Path, Settings, dict[str, Any] | None]:
@@ -227,9 +233,10 @@ def announce(task: loop.Task, packed: Pack) -> None:
     print(f"backends ({'fused' if s.fused else 'reference'}): {backends}; {precision}; {machine.describe(task.device)}")
     parameters = sum(p.numel() for p in task.model.parameters())
     grid, counts = config.model.grid, [len(packed.indices(split)) for split in clips.SPLITS]
+    name = {"ast": "AST", "aum": "AuM"}[s.model]
     shape = f"{grid.pt} frames x {grid.pf} bins, stride {grid.st} x {grid.sf}"
     print(
-        f"{s.model.upper() if s.model == 'ast' else 'AuM'}-{s.size}: {parameters / 1e6:.2f} M parameters, "
+        f"{name}-{s.size}, {config.model.depth} layers: {parameters / 1e6:.2f} M parameters, "
         f"{config.model.macs().all / 1e9:.3f} GMAC a clip, {grid.N} patches ({shape}), mask {s.augment}"
     )
     print(

@@ -263,7 +263,7 @@ def _wanted(name: str) -> str:
 
 
 def _nearest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=2, cutoff=0.5)
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=2, cutoff=0.6)
     return f": did you mean {' or '.join(close)}?" if close else ": `python -m train.run --help` lists what there is."
 
 
