@@ -78,7 +78,9 @@ def main(arguments: list[str]) -> int:
     text = README.read_text()
     new = rendered(text)
     if arguments:
-        print("README.md agrees with bench/results" if new == text else "README.md is behind: run python -m bench.report")
+        print(
+            "README.md agrees with bench/results" if new == text else "README.md is behind: run python -m bench.report"
+        )
         return 0 if new == text else 1
     README.write_text(new)
     print("README.md rendered")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import kernels
-from fftp import audio, figures
+from fftp import audio, command, figures
 from fftp.ast_model import AST
 from fftp.augment import Augment, AugmentSettings
 from fftp.errors import UserError
@@ -213,19 +213,14 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
-
     names = ("figure1", "figure2", "figure3")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if not arguments or arguments[0] not in (*names, "-h", "--help"):
             raise UserError(f"Say which figure to draw: python -m fftp.explain {'|'.join(names)} --file RECORDING.")
         which = arguments[0] if arguments[0] in names else ""
-        options = tyro.cli(
-            Options,
-            args=arguments[1:] if which else ["--help"],
-            prog=f"python -m fftp.explain {which or '|'.join(names)}",
-        )
+        prog = f"python -m fftp.explain {which or '|'.join(names)}"
+        options = command.parse(Options, arguments[1:] if which else ["--help"], prog, Options)
         out = options.out or Path(f"{which}.png")
         if which == "figure1":
             figure1(options.file, out)

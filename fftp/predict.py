@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from fftp import audio, checkpoint
+from fftp import audio, checkpoint, command
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
 
@@ -66,7 +67,9 @@ class Classifier:
         if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[0] > samples.shape[1]):
             raise UserError(f"{name} has to be (samples,) or (channels, samples), not {samples.shape}: transpose it.")
         if np.issubdtype(samples.dtype, np.integer):
-            samples = samples / -float(np.iinfo(samples.dtype).min or -1)
+            limits = np.iinfo(samples.dtype)
+            rest = 1.0 if limits.min == 0 else 0.0  # unsigned samples rest at half their range
+            samples = samples / 2.0 ** (limits.bits - 1) - rest
         samples = np.atleast_2d(samples).T.astype(np.float32)  # (samples, channels)
         rate = self.config.front_end.fbank.sample_rate
         mono = audio.to_mono(samples, sample_rate, rate)
@@ -142,10 +145,10 @@ class Options:
     csv: bool = False
     """CSV with a column for each class."""
     embeddings: str = ""
-    """Write the encoder's features to this .npz file (arrays: file, embedding)."""
+    """Write the encoder's features to this .npz file (arrays: files, embeddings)."""
     skip_bad_files: bool = False
     """Go on, and end with code 0, when some files cannot be read."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def recordings_of(paths: list[str]) -> list[Path]:
@@ -217,7 +220,7 @@ def show(classifier: Classifier, files: list[Path], options: Options) -> list[Us
     if options.embeddings and kept:
         target = Path(options.embeddings)
         try:
-            np.savez(target, file=[name for name, _ in kept], embedding=np.stack([e for _, e in kept]))
+            np.savez(target, files=[name for name, _ in kept], embeddings=np.stack([e for _, e in kept]))
         except OSError as error:
             raise UserError(f"--embeddings {target} cannot be written ({error.strerror}): give another file.") from None
     return bad
@@ -229,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from kernels import dispatch
 
-    def command(
+    def classify(
         checkpoint: tyro.conf.Positional[str], files: tyro.conf.Positional[list[str]], options: Options
     ) -> tuple[str, list[str], Options]:
         """Classify recordings of any format, rate and length with a trained model.
@@ -240,25 +243,30 @@ def main(arguments: list[str] | None = None) -> int:
         """
         return checkpoint, files, options
 
-    path, files, options = tyro.cli(
-        command, args=arguments, prog="python -m fftp.predict", config=(tyro.conf.OmitArgPrefixes,)
-    )
     try:
+        words = sys.argv[1:] if arguments is None else arguments
+        flat = (tyro.conf.OmitArgPrefixes,)
+        path, files, options = command.parse(classify, words, "python -m fftp.predict", Options, flat)
         dispatch.check_overrides()
         dispatch.use_fused(True)
         if not files:
             raise UserError("There is nothing to classify: name sound files or folders after the checkpoint.")
         if options.json and options.csv:
             raise UserError("--json and --csv are two formats: give one of them.")
-        device = options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if options.top < 1:
+            raise UserError(f"--top has to be at least 1, not {options.top}.")
+        gpu = torch.cuda.is_available()
+        if options.device == "cuda" and not gpu:
+            raise UserError("--device cuda: this machine has no GPU that torch can use; take --device cpu, or auto.")
+        device = "cuda" if gpu and options.device != "cpu" else "cpu"
         bad = show(load(path, device), recordings_of(files), options)
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return command.closed_pipe()
     for error in bad:
         print(f"{'skipped' if options.skip_bad_files else 'error'}: {error}", file=sys.stderr)
     return 2 if bad and not options.skip_bad_files else 0

@@ -110,6 +110,11 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
     dataset = data.load(wanted)
     fbank = FbankSettings(n_mels=wanted.mels)
     packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)
+    if not len(packed.indices("test")):
+        raise UserError(
+            f"The data set {dataset.name!r} has no test clips, and too few recordings of each class to hold some out: "
+            "add recordings."
+        )
     resolved = resolve(wanted, packed, dataset, fbank, device, saved)
     task = build(wanted, resolved, packed, dataset, fbank, device, out)
     if (out / "result.json").exists():

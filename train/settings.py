@@ -149,6 +149,7 @@ class Settings(AugmentSettings):
             _require(self, name, math.isfinite(getattr(self, name)), "a finite number")
         for name in ("beta1", "beta2"):
             _require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        _require(self, "mask_snap", self.mask_snap <= self.frames, f"at most the {self.frames} frames of --frames")
         _require(self, "lr", self.lr > 0, "above 0")
         _require(self, "seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
         if self.patch == "fftp" and (self.patch_freq not in (0, self.mels) or self.freq_stride not in (0, self.mels)):

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import torch
 
+from fftp import command
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings, Statistics
 from kernels import FbankSettings, draws
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return command.closed_pipe()
 
 
 def front_end_of(wanted: settings.Settings, dataset: data.DataSet, fbank: FbankSettings) -> FrontEndSettings:

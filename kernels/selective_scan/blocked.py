@@ -129,5 +129,6 @@ def _buffers(first, count, shape):
     size = math.prod(shape)
     for number in range(first, first + count):
         if number not in kept or kept[number].numel() < size:
-            kept[number] = torch.empty(size)
+            with torch.inference_mode(False):  # a buffer made while evaluating has to serve training too
+                kept[number] = torch.empty(size)
     return [kept[number][:size].view(shape) for number in range(first, first + count)]

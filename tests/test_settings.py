@@ -1,0 +1,202 @@
+"""Flags over recipe over defaults; every recipe builds what it says; what is wrong is refused in a sentence."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from fftp.errors import UserError
+from fftp.patching import PatchGrid
+from train import loop, settings
+from train.run import check_geometry, main
+from train.settings import Settings, from_flags, read_recipe, recipe_names
+
+# Tokens of the six systems on Speech Commands (the paper's geometries on 128 x 128).
+SYSTEMS = {
+    "ast_square": 144,
+    "ast_fftp": 119,
+    "ast_fftp_specmask": 119,
+    "aum_square": 64,
+    "aum_fftp": 119,
+    "aum_fftp_specmask": 119,
+}
+
+
+def made(*flags):
+    return from_flags(list(flags))[0]
+
+
+def refused(*flags):
+    with pytest.raises(UserError) as error:
+        from_flags(list(flags))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_defaults():
+    recipe = read_recipe("", "synth")
+    assert recipe["depth"] != Settings.depth  # or this shows nothing
+    assert made().depth == recipe["depth"]
+    assert made().tokens == Settings.tokens  # no line of the recipe
+    chosen, given = from_flags(["--depth", "3", "--lr=2e-4", "--no-roll"])
+    assert (chosen.depth, chosen.lr, chosen.roll) == (3, 2e-4, False)
+    assert recipe["roll"] is True
+    assert given == {"depth", "lr", "roll"}
+
+
+def test_data_set_brings_its_own_recipe():
+    assert made("--data", "speechcommands").mean == read_recipe("", "speechcommands")["mean"]
+    named = made("--data", "speechcommands", "--recipe", "ast_square")
+    assert named == made("--recipe", "speechcommands/ast_square", "--data", "speechcommands", "--recipe", "ast_square")
+
+
+def test_flag_that_only_fits_the_recipe_is_taken():
+    # On its own --freq-stride contradicts the default fftp patches, and --mean wants --std beside it.
+    chosen = made("--recipe", "speechcommands/ast_square", "--freq-stride", "8", "--mean", "-4")
+    assert (chosen.patch, chosen.freq_stride, chosen.mean) == ("square", 8, -4.0)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_builds_its_model_and_schedule(name):
+    chosen = made("--recipe", name)
+    assert chosen.data == name.split("/")[0]
+    grid = check_geometry(chosen)
+    assert (chosen.frames, chosen.mels) == (grid.T, grid.F)
+    assert chosen.mask_width <= chosen.frames
+    total = 10 * chosen.epochs
+    rates = [loop.learning_rate(chosen, step, total) for step in range(total)]
+    assert max(rates) == pytest.approx(chosen.lr)
+    assert chosen.augment == "none" or chosen.mask_area < 0.25 * grid.T * grid.F
+    with torch.device("meta"):
+        model = network(chosen, grid)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+def network(chosen, grid):
+    from fftp import ast_model, aum_model
+
+    if chosen.model == "ast":
+        sizes = ast_model.SIZES[chosen.size] | ({"depth": chosen.depth} if chosen.depth else {})
+        return ast_model.AST(ast_model.ASTConfig(grid=grid, classes=10, tokens=chosen.tokens, **sizes))
+    sizes = aum_model.SIZES[chosen.size] | ({"depth": chosen.depth} if chosen.depth else {})
+    config = aum_model.AuMConfig(grid=grid, classes=10, directions=chosen.directions, place=chosen.place, **sizes)
+    return aum_model.AuM(config)
+
+
+@pytest.mark.parametrize(("name", "patches"), SYSTEMS.items())
+def test_six_systems_have_the_papers_patch_counts(name, patches):
+    chosen = made("--recipe", f"speechcommands/{name}")
+    assert patches == check_geometry(chosen).N
+    assert chosen.patch in name
+    assert chosen.model in name
+    assert (chosen.augment == "specmask") == ("specmask" in name)
+
+
+def test_other_kind_of_patch_drops_the_recipes_geometry():
+    square = made("--recipe", "speechcommands/ast_fftp", "--patch", "square")
+    assert check_geometry(square) == PatchGrid(T=128, F=128, pt=16, pf=16, st=16, sf=16)
+    assert square.mask_max_time == 15  # the rest of the recipe stays
+    full = made("--recipe", "speechcommands/ast_square", "--patch", "fftp")
+    assert check_geometry(full) == PatchGrid(T=128, F=128, pt=10, pf=128, st=4, sf=128)
+    by_hand = made("--recipe", "speechcommands/ast_fftp", "--patch", "square", "--patch-time", "8")
+    assert check_geometry(by_hand).pt == 8
+    same = made("--recipe", "speechcommands/ast_square", "--patch", "square")
+    assert check_geometry(same).st == 10  # the recipe's own kind: its stride counts
+
+
+@pytest.mark.parametrize(
+    ("flags", "offered"),
+    [
+        (["--eposch", "3"], "--epochs"),
+        (["--modell", "ast"], "--model"),
+        (["--no-rol"], "--roll"),
+        (["--model", "asd"], "ast or aum"),
+        (["--augment", "specmasc"], "did you mean specmask"),
+        (["--data", "speechcomands"], "did you mean speechcommands"),
+        (["--size=smal"], "did you mean small"),
+        (["--tokens", "3"], "1 or 2"),
+        (["--recipe", "ast_fftp_specmsk", "--data", "speechcommands"], "ast_fftp_specmask"),
+        (["--recipe", "speechcomands/ast_square"], "speechcommands/ast_square"),
+        (["train"], "There is no flag 'train'"),
+        (["-e", "3"], "There is no flag '-e'"),
+        (["--recipe", "nowhere.toml"], "There is no recipe file nowhere.toml"),
+        (["--recipe", "speechcommands/ast_square", "--data", "synth"], "is for --data speechcommands, not synth"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_unknown_words_are_refused_with_the_nearest(flags, offered):
+    assert offered in refused(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--epochs", "0"], "--epochs has to be at least 1, not 0"),
+        (["--epochs", "three"], "--epochs takes a whole number, not 'three'"),
+        (["--epochs", "2.5"], "--epochs takes a whole number, not '2.5'"),
+        (["--epochs"], "--epochs takes a value"),
+        (["--batch-size", "-4"], "--batch-size has to be at least 1, not -4"),
+        (["--lr", "0"], "--lr has to be above 0, not 0.0"),
+        (["--lr", "nan"], "--lr has to be a finite number, not nan"),
+        (["--lr", "inf"], "--lr has to be a finite number, not inf"),
+        (["--lr", "fast"], "--lr takes a number, not 'fast'"),
+        (["--mixup", "1.5"], "--mixup has to be from 0 to 1, not 1.5"),
+        (["--beta2", "1"], "--beta2 has to be from 0 to below 1, not 1.0"),
+        (["--seed", "-1"], "--seed has to be from 0 to 2^64 - 1, not -1"),
+        (["--seed", str(2**64)], "--seed has to be from 0 to 2^64 - 1"),
+        (["--roll=yes"], "--roll is a switch and takes no value"),
+        (["--mask-width", "0"], "--mask-width has to be at least 1"),
+        (["--mask-snap", "129"], "--mask-snap has to be at most the 128 frames of --frames, not 129"),
+        (["--clip-norm", "-1"], "--clip-norm has to be 0 or more"),
+        (["--patch", "fftp", "--patch-freq", "16"], "--patch fftp covers all 128 mel bins"),
+        (["--mean", "None"], "--mean and --std go together"),
+        (["--mean", "0", "--std", "0"], "--std is above 0"),
+        (["--mixup", "0.5", "--loss", "bce", "--label-smoothing", "0.1"], "--label-smoothing works with cross-entropy"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_values_are_refused_and_nothing_else_is_printed(flags, named, capsys):
+    assert named in refused(*flags)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("epochs = 3\npatchtime = 4\n", "sets 'patchtime', which is no setting: did you mean patch_time"),
+        ("epochs = 3.5\n", "epochs takes a whole number, not '3.5'"),
+        ('roll = "yes"\n', "roll takes true or false, not 'yes'"),
+        ("augment = 3\n", "augment takes none or specaugment or specmask, not '3'"),
+        ('lr = "1e-3"\nepochs = true\n', "epochs takes a whole number, not 'True'"),
+        ("epochs = \n", "is not TOML"),
+        ("epochs = 0\n", "--epochs has to be at least 1"),
+    ],
+    ids=["key", "type", "switch", "choice", "bool for number", "not toml", "range"],
+)
+def test_recipe_files_with_mistakes(tmp_path, text, named):
+    (tmp_path / "mine.toml").write_text(text)
+    assert named in refused("--recipe", str(tmp_path / "mine.toml"))
+
+
+def test_recipe_file_of_ones_own(tmp_path):
+    (tmp_path / "mine.toml").write_text('epochs = 7\nlr = 1\naugment = "none"\nmean = -4\nstd = 4\n')
+    chosen = made("--recipe", str(tmp_path / "mine.toml"), "--epochs", "2")
+    assert (chosen.epochs, chosen.lr, chosen.augment, chosen.mean) == (2, 1.0, "none", -4)
+
+
+def test_every_setting_is_a_flag_of_the_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    missing = [f.name for f in fields(Settings) if f"--{f.name.replace('_', '-')}" not in shown]
+    assert missing == []
+
+
+def test_differences_are_named_but_not_where_a_run_may_differ():
+    saved = settings.to_dict(made("--epochs", "5", "--out", "a"))
+    now, given = from_flags(["--epochs", "6", "--out", "b", "--device", "cpu", "--workers", "3", "--model", "ast"])
+    assert settings.differences(saved, now, given) == ["--epochs was 5 and is 6"]
+    assert settings.from_saved(saved, out="b").epochs == 5
+    with pytest.raises(UserError, match="another version: its settings hold gone"):
+        settings.from_saved(saved | {"gone": 1})
