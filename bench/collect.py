@@ -18,6 +18,7 @@ CASE = (
     "epochs",
     "max_steps",
     "batch_size",
+    "csv",
     "test_fold",
     "fused",
     "seed",

@@ -10,9 +10,9 @@ RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
 NAMES = {"ast": "AST", "aum": "AuM"}
-DATA = {"synth": "synth", "speechcommands": "12 spoken words", "folder": "ESC-10, fold 5"}
+DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
 HEAD = (
-    "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes a run | clips/s |\n"
+    "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes (median) | clips/s |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
@@ -22,7 +22,7 @@ def lines() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean."""
+    """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean; times are medians."""
     groups: dict[str, list[dict]] = {}
     for row in rows:
         case = {name: value for name, value in row["case"].items() if name != "seed"}
@@ -39,14 +39,14 @@ def _row(group: list[dict]) -> str:
         geometry += f" / {case['time_stride']}"
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
-        DATA[case["data"]],
+        DATA.get(case["data"]) or f"{case['csv']}, fold {case['test_fold']} held out",
         f"{NAMES[case['model']]}-{size}",
         f"{patch} {geometry}, {case['augment']}",
         epochs,
         _percent(group, "accuracy"),
         _percent(group, "balanced_accuracy"),
-        f"{statistics.mean(row['seconds'] for row in group) / 60:.1f}",
-        f"{statistics.mean(row['samples_per_second'] for row in group):.0f}",
+        f"{statistics.median(row['seconds'] for row in group) / 60:.1f}",
+        f"{statistics.median(row['samples_per_second'] for row in group):.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
 
