@@ -20,6 +20,8 @@ from pathlib import Path
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448}  # bytes a block may ask for (CUDA guide, table 30)
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
+MEL_BINS = 128
+GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
 
 
@@ -44,7 +46,48 @@ class Case:
 
 def cases(arch: str) -> Iterator[Case]:
     """The shipped configurations for an architecture; the first of each kernel is the one that `--first` takes."""
+    yield from _patch_embed_cases(arch)
     yield from _spec_mask_cases()
+
+
+def _patch_embed_cases(arch):
+    import torch
+
+    from kernels.patch_embed import kernel
+
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    functions = {"forward": kernel._forward_kernel, "weight": kernel._weight_kernel, "log_mel": kernel._log_mel_kernel}
+    for dtype, out in (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")):
+        for grid, (pt, pf, st, sf) in GRIDS.items():
+            constants = {"K": pt * pf, "F": MEL_BINS, "PF": pf, "ST": st, "SF": sf, "UPCAST": False}
+            constants["PRECISION"] = kernel.precision(names[dtype])
+            for operation, function in functions.items():
+                at = kernel.tile(operation, arch, names[dtype])
+                if operation == "forward":
+                    flags = {"POSITION": True, "TOKENS": True, "TILE_M": at.m, "TILE_D": at.n, "TILE_K": at.k}
+                    other = {
+                        "position_ptr": f"*{out}",
+                        "tokens_ptr": f"*{out}",
+                        "bias_ptr": f"*{out}",
+                        "out_ptr": f"*{out}",
+                    }
+                elif operation == "weight":
+                    flags = {"TILE_D": at.m, "TILE_K": at.n, "TILE_R": at.k}
+                    other = {"grad_ptr": f"*{out}", "partial_ptr": "*fp32"}
+                else:
+                    flags = {"TILE_M": at.m, "TILE_F": kernel.bins_of_tile(at, MEL_BINS, pf), "TILE_D": at.k}
+                    other = {"grad_ptr": f"*{out}"}
+                pointers = dict.fromkeys(_pointers(function), f"*{dtype}") | other
+                yield Case(
+                    kernel=f"patch_embed {operation}",
+                    config=f"{grid}, {dtype} to {out}, {at.m}x{at.n}x{at.k}, {at.warps} warps",
+                    function=function,
+                    types=_numbers(function, constants | flags) | pointers,
+                    constants=constants | flags,
+                    divisible=("D",),
+                    options={"num_warps": at.warps, "num_stages": at.stages},
+                    product=True,
+                )
 
 
 def _spec_mask_cases():
@@ -152,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that the default is about to change
     rows, faults = [], 0
-    print(f"{'kernel':<20} {'arch':<7} {'config':<44} {'regs':>5} {'shared':>7} {'spills':>6} {'matrix':>6}")
+    print(f"{'kernel':<20} {'arch':<7} {'config':<46} {'regs':>5} {'shared':>7} {'spills':>6} {'matrix':>6}")
     for arch in wanted.arch:
         seen = set()
         for case in cases(arch):
@@ -164,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
             faults += bool(why)
             rows.append(row | {"fault": why})
             print(
-                f"{case.kernel:<20} {arch:<7} {case.config:<44} {row['registers']:>5} {row['shared_bytes']:>7} "
+                f"{case.kernel:<20} {arch:<7} {case.config:<46} {row['registers']:>5} {row['shared_bytes']:>7} "
                 f"{row['spills']:>6} {row['matrix_instructions']:>6}{'  ' + why.upper() if why else ''}",
                 flush=True,
             )

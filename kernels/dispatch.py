@@ -90,6 +90,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.spec_mask.reference:paint"),
     ),
     "patch_embed": (
+        Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _UNPROVEN),
         Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
