@@ -57,7 +57,7 @@ def _spec_mask_kernel(
     T, F, budget, max_width, max_height, full_threshold, shapes, attempts, snap,
     CLIP: tl.constexpr, PAINT: tl.constexpr, LANES: tl.constexpr, TILE_T: tl.constexpr, TILE_F: tl.constexpr,
 ):  # fmt: skip
-    """Algorithm 1 of the paper for one sample (source: reference.py, DESIGN's keyed draws).
+    """Algorithm 1 of the paper for one sample (source: reference.py).
 
     Shape by shape, while the area is below the budget: size from words (a, b, c) of attempt 0; places from words (x, y)
     of attempts 1..attempts, a lane of the vector each; the lowest lane that overlaps no accepted rectangle wins.
