@@ -10,6 +10,8 @@ from triton import knobs
 from kernels.patch_embed import kernel
 from kernels.patch_embed.kernel import Tile
 
+MOST_ROWS = 2**31 - 2**10  # rows are counted in int32, and the last tile reaches past the end
+
 
 def patch_embed(log_mel, weight, bias, stride, position, tokens, place):
     """As `reference.patch_embed`; the product takes autocast's type where it is on, and everything is added in float32."""
@@ -155,13 +157,16 @@ def _tile(operation, log_mel) -> Tile:
 
 
 def _launch(log_mel, weight, stride_t, stride_f, c, place):
-    """What both kernels take: sizes in order, and constants by name."""
+    """What the three kernels take: sizes in order, and constants by name."""
     B, T, F = log_mel.shape
     D, _, pt, pf = weight.shape
     n_t = (T - pt) // stride_t + 1
     N = n_t * ((F - pf) // stride_f + 1)
-    if B * (N + c) >= 2**31:
-        raise ValueError(f"a launch takes fewer than 2^31 rows, got B={B} clips of {N + c} tokens: split the batch")
+    if B * max(N + c, T) > MOST_ROWS:
+        raise ValueError(
+            f"a launch takes {MOST_ROWS} rows of output and of log-mel at most, "
+            f"got B={B} clips of {N + c} tokens and {T} frames: split the batch"
+        )
     constants = {"K": pt * pf, "F": F, "PF": pf, "ST": stride_t, "SF": stride_f}
     interpreted = {"UPCAST": knobs.runtime.interpret, "PRECISION": kernel.precision(log_mel.dtype)}
     return (T, N, n_t, D, c, place), constants | interpreted

@@ -44,6 +44,8 @@ TILES = {
     ("log_mel", "sm_100", 4): Tile(m=64, n=64, k=32, warps=8, stages=3),
 }
 INTERPRETED = Tile(m=32, n=32, k=64, warps=1, stages=1)  # small, so that small shapes have edges
+# Whether these are 1 or multiples of 16 would be compiled in, and an epoch's last batch would wait for a compiler.
+_SIZES = ["rows", "per_split", "T", "N", "n_t", "c", "place", "B"]
 PROGRAMS = 132  # at least as many for a weight gradient: an H100's or H200's multiprocessors
 
 
@@ -115,7 +117,7 @@ def _emit(
     tl.store(at, _round(acc, out_ptr.dtype.element_ty, UPCAST), mask=(is_patch | is_token)[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
     log_mel_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr,
     rows, T, N, n_t, D, c, place,
@@ -173,7 +175,7 @@ def _forward_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _weight_kernel(
     grad_ptr, log_mel_ptr, partial_ptr,
     rows, per_split, T, N, n_t, D, c, place,
@@ -213,7 +215,7 @@ def _weight_kernel(
     tl.store(at, acc, mask=(d < D)[:, None] & (k < K)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _log_mel_kernel(
     grad_ptr, weight_ptr, out_ptr,
     T, N, n_t, D, c, place,
