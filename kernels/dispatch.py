@@ -6,6 +6,7 @@ overrides both, for tests and benchmarks; a backend asked for by name that canno
 """
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,17 +37,31 @@ def _cpu_not_bfloat16(device: str, dtype: str) -> str | None:
     return None if dtype != "bfloat16" else "in bfloat16 the reference's matrix product is faster on a CPU"
 
 
+def _triton(device: str, dtype: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the triton package is not installed"
+    if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return f"it runs on an NVIDIA GPU; the tensors are on {device}"
+
+
+def _triton_float32(device: str, dtype: str) -> str | None:
+    return _triton(device, dtype) or ("it adds in float32; the tensors are float64" if dtype == "float64" else None)
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an operation.
 
     path: "module:function", imported when it is first chosen, so that no backend costs anything until it runs.
     refuses: (device type, dtype name) -> the reason why it cannot run, or None.
+    by_name_only: the reason why `--fused` passes it over, although it could run; FFTP_BACKEND still reaches it.
     """
 
     name: str
     path: str
     refuses: Callable[[str, str], str | None] = _always
+    by_name_only: str = ""
 
     def load(self) -> Callable:
         return _load(self.path)
@@ -58,12 +73,24 @@ def _load(path: str) -> Callable:
     return getattr(importlib.import_module(module), function)
 
 
+_UNPROVEN = "not yet proven on a GPU: ask for it by FFTP_BACKEND"
+
 TABLE: dict[str, tuple[Backend, ...]] = {
     "fbank": (Backend("reference", "kernels.fbank.reference:fbank"),),
-    "spec_mask": (Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),),
-    "spec_augment": (Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),),
-    "paint": (Backend("reference", "kernels.spec_mask.reference:paint"),),
+    "spec_mask": (
+        Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _UNPROVEN),
+        Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),
+    ),
+    "spec_augment": (
+        Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _UNPROVEN),
+        Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),
+    ),
+    "paint": (
+        Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _UNPROVEN),
+        Backend("reference", "kernels.spec_mask.reference:paint"),
+    ),
     "patch_embed": (
+        Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _UNPROVEN),
         Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
@@ -124,7 +151,12 @@ def select(operation: str, device: str, dtype: str) -> Backend:
         return backend
     if not _fused:
         return backends[-1]
-    return next(b for b in backends if b.refuses(device, dtype) is None)
+    return _first(backends, device, dtype)
+
+
+def _first(backends: tuple[Backend, ...], device: str, dtype: str) -> Backend:
+    """What `--fused` takes."""
+    return next(b for b in backends if not b.by_name_only and b.refuses(device, dtype) is None)
 
 
 def choose(operation: str, tensor: torch.Tensor) -> Callable:
@@ -153,13 +185,15 @@ def table(device: str, dtype: str) -> list[tuple[str, str, str]]:
     """Rows (operation, backend, state) for `fftp.env`: "runs with --fused", "runs without", or why it is not taken."""
     rows = []
     for operation, backends in TABLE.items():
-        first = next(b for b in backends if b.refuses(device, dtype) is None)
+        first, alone = _first(backends, device, dtype), sum(not b.by_name_only for b in backends) == 1
         for backend in backends:
             reason = backend.refuses(device, dtype)
             if reason:
                 state = f"cannot run: {reason}"
+            elif backend.by_name_only:
+                state = backend.by_name_only
             elif backend is first:
-                state = "runs" if len(backends) == 1 else "runs with --fused"
+                state = "runs" if alone else "runs with --fused"
             else:
                 state = "runs without --fused" if backend is backends[-1] else f"{first.name} is preferred"
             rows.append((operation, backend.name, state))

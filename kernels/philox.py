@@ -43,10 +43,7 @@ def philox(seed, c0, c1=0, c2=0, c3=0) -> tuple[torch.Tensor, ...]:
     """
     device = next((c.device for c in (c0, c1, c2, c3) if isinstance(c, torch.Tensor)), torch.device("cpu"))
     counters = [torch.as_tensor(c, dtype=torch.int64, device=device) & _M32 for c in (c0, c1, c2, c3)]
-    if isinstance(seed, torch.Tensor):
-        key = seed.to(device=device, dtype=torch.int64).reshape(())
-    else:
-        key = torch.tensor(_signed(seed), device=device)
+    key = on_device(seed, device).reshape(())
     k0, k1 = key & _M32, (key >> 32) & _M32
     shape = torch.broadcast_shapes(*(c.shape for c in counters))
     flat = [c.expand(shape).reshape(-1) for c in counters]
@@ -69,6 +66,14 @@ def _rounds(counters: list[torch.Tensor], k0: torch.Tensor, k1: torch.Tensor) ->
         c1, c3 = b.bitwise_and_(_M32), a.bitwise_and_(_M32)
         k0, k1 = (k0 + _WEYL_A) & _M32, (k1 + _WEYL_B) & _M32
     return [c0, c1, c2, c3]
+
+
+def on_device(number, device: torch.device) -> torch.Tensor:
+    """A seed or an epoch as int64 `[1]`, with the bits of the unsigned 64-bit number; the host waits for nothing."""
+    if isinstance(number, torch.Tensor):
+        return number.to(device=device, dtype=torch.int64).reshape(1)
+    # A fill takes its value along with its launch; copying one from the host would wait for the queue.
+    return torch.full((1,), _signed(number), dtype=torch.int64, device=device)
 
 
 def _signed(seed: int) -> int:

@@ -1,0 +1,221 @@
+"""python -m bench.compile [--json FILE] [--arch sm_90 ...] [--first]: compile the Triton kernels ahead of time.
+
+Needs no GPU: Triton brings its assembler. Every shipped configuration is compiled for each architecture, and the
+machine code is read back: registers, shared memory, spills (loads and stores of local memory), matrix instructions.
+Exit code 1 when one spills, takes more shared memory than a block of that GPU may have (the compiler does not
+complain), or is a product that sm_90 would run without its warp-group instructions. --first: one configuration a kernel.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448}  # bytes a block may ask for (CUDA guide, table 30)
+MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
+MEL_BINS = 128
+GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
+_DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One kernel in one configuration.
+
+    types: argument -> "*bf16", "i32", ... in Triton's spelling; the kernel's other arguments are constants.
+    divisible: integer arguments that a launch of this case has as multiples of 16; pointers always are.
+    product: it is a matrix product, so that it has to reach the matrix units.
+    """
+
+    kernel: str
+    config: str
+    function: object
+    types: dict[str, str]
+    constants: dict[str, object]
+    divisible: tuple[str, ...] = ()
+    options: dict[str, int] = field(default_factory=dict)
+    product: bool = False
+
+
+def cases(arch: str) -> Iterator[Case]:
+    """The shipped configurations for an architecture; the first of each kernel is the one that `--first` takes."""
+    yield from _patch_embed_cases(arch)
+    yield from _spec_mask_cases()
+
+
+def _patch_embed_cases(arch):
+    import torch
+
+    from kernels.patch_embed import kernel
+
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    functions = {"forward": kernel._forward_kernel, "weight": kernel._weight_kernel, "log_mel": kernel._log_mel_kernel}
+    for dtype, out in (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")):
+        for grid, (pt, pf, st, sf) in GRIDS.items():
+            constants = {"K": pt * pf, "F": MEL_BINS, "PF": pf, "ST": st, "SF": sf, "UPCAST": False}
+            constants["PRECISION"] = kernel.precision(names[dtype])
+            for operation, function in functions.items():
+                at = kernel.tile(operation, arch, names[dtype])
+                if operation == "forward":
+                    flags = {"POSITION": True, "TOKENS": True, "TILE_M": at.m, "TILE_D": at.n, "TILE_K": at.k}
+                    other = {
+                        "position_ptr": f"*{out}",
+                        "tokens_ptr": f"*{out}",
+                        "bias_ptr": f"*{out}",
+                        "out_ptr": f"*{out}",
+                    }
+                elif operation == "weight":
+                    flags = {"TILE_D": at.m, "TILE_K": at.n, "TILE_R": at.k}
+                    other = {"grad_ptr": f"*{out}", "partial_ptr": "*fp32"}
+                else:
+                    flags = {"TILE_M": at.m, "TILE_F": kernel.bins_of_tile(at, MEL_BINS, pf), "TILE_D": at.k}
+                    other = {"grad_ptr": f"*{out}"}
+                pointers = dict.fromkeys(_pointers(function), f"*{dtype}") | other
+                yield Case(
+                    kernel=f"patch_embed {operation}",
+                    config=f"{grid}, {dtype} to {out}, {at.m}x{at.n}x{at.k}, {at.warps} warps",
+                    function=function,
+                    types=_numbers(function, constants | flags) | pointers,
+                    constants=constants | flags,
+                    divisible=("D",),
+                    options={"num_warps": at.warps, "num_stages": at.stages},
+                    product=True,
+                )
+
+
+def _spec_mask_cases():
+    from kernels.spec_mask import kernel
+
+    tile = {"TILE_T": kernel.TILE_T, "TILE_F": kernel.TILE_F}
+    options = {"num_warps": kernel.WARPS}
+    for name, function, flags in (
+        ("spec_mask", kernel._spec_mask_kernel, {"CLIP": (False, True), "LANES": (128,)}),
+        ("spec_augment", kernel._spec_augment_kernel, {}),
+    ):
+        for clip in flags.get("CLIP", (None,)):
+            for painted in (None, "fp32", "bf16"):
+                constants = {"PAINT": painted is not None} | tile
+                if clip is not None:
+                    constants |= {"CLIP": clip, "LANES": 128}
+                pointers = {a: "*i32" if a[:4] in ("rect", "coun", "area") else "*i64" for a in _pointers(function)}
+                pointers |= {"log_mel_ptr": f"*{painted or 'i32'}", "fill_ptr": f"*{painted or 'i32'}"}
+                yield Case(
+                    kernel=name,
+                    config=("draw" if painted is None else f"draw and paint {painted}") + (", clip" if clip else ""),
+                    function=function,
+                    types=_numbers(function, constants) | pointers,
+                    constants=constants,
+                    options=options,
+                )
+    for dtype in ("fp32", "bf16"):
+        function = kernel._paint_kernel
+        pointers = {"log_mel_ptr": f"*{dtype}", "rectangles_ptr": "*i32", "fill_ptr": f"*{dtype}"}
+        yield Case(
+            kernel="paint",
+            config=f"paint {dtype}",
+            function=function,
+            types=_numbers(function, tile) | pointers,
+            constants=tile,
+            options=options,
+        )
+
+
+def _pointers(function) -> list[str]:
+    return [a for a in function.arg_names if a.endswith("_ptr")]
+
+
+def _numbers(function, constants) -> dict[str, str]:
+    """Every other argument is an int32; the threshold of a probability needs one bit more."""
+    names = [a for a in function.arg_names if not a.endswith("_ptr") and a not in constants]
+    return {a: "i64" if a == "full_threshold" else "i32" for a in names}
+
+
+def build(case: Case, arch: str) -> dict:
+    """Compile one case and read what came out: a line of the table."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.function.arg_names
+    source = ASTSource(
+        fn=case.function,
+        signature={a: "constexpr" if a in case.constants else case.types[a] for a in names},
+        constexprs=case.constants,
+        attrs={(names.index(a),): _DIVISIBLE for a in (*_pointers(case.function), *case.divisible)},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", ARCHITECTURES[arch], 32), options=case.options)
+    binaries = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage, code = (
+            subprocess.run([binaries / tool, flag, cubin], capture_output=True, text=True, check=True).stdout
+            for tool, flag in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
+        )
+    operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.MULTILINE)
+    return {
+        "kernel": case.kernel,
+        "arch": arch,
+        "config": case.config,
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "shared_bytes": compiled.metadata.shared,
+        "spills": sum(o.startswith(("LDL", "STL")) for o in operations),
+        "matrix_instructions": sum(bool(re.match(MATRIX[arch], o)) for o in operations),
+        "instructions": len(operations),
+    }
+
+
+def fault(row: dict, product: bool) -> str:
+    """Why this line is not good enough, or nothing."""
+    if row["spills"]:
+        return f"{row['spills']} spills"
+    if row["shared_bytes"] > SHARED_LIMIT[row["arch"]]:
+        return f"{row['shared_bytes']} bytes of shared memory, {SHARED_LIMIT[row['arch']]} are allowed"
+    if product and not row["matrix_instructions"]:
+        return f"no {MATRIX[row['arch']]}"
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="write the table to this file, a list of objects")
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--first", action="store_true", help="one configuration of each kernel")
+    wanted = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("error: with TRITON_INTERPRET=1 there is nothing to compile: unset it.", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that the default is about to change
+    rows, faults = [], 0
+    print(f"{'kernel':<20} {'arch':<7} {'config':<46} {'regs':>5} {'shared':>7} {'spills':>6} {'matrix':>6}")
+    for arch in wanted.arch:
+        seen = set()
+        for case in cases(arch):
+            if wanted.first and case.kernel in seen:
+                continue
+            seen.add(case.kernel)
+            row = build(case, arch)
+            why = fault(row, case.product)
+            faults += bool(why)
+            rows.append(row | {"fault": why})
+            print(
+                f"{case.kernel:<20} {arch:<7} {case.config:<46} {row['registers']:>5} {row['shared_bytes']:>7} "
+                f"{row['spills']:>6} {row['matrix_instructions']:>6}{'  ' + why.upper() if why else ''}",
+                flush=True,
+            )
+    print(f"{len(rows)} compiled, {faults} not good enough")
+    if wanted.json:
+        wanted.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

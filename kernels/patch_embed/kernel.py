@@ -1,0 +1,264 @@
+"""Patch embedding in Triton: one matrix product over overlapping windows, written straight into the encoder's input.
+
+No window is ever copied: row n of the product's left side is read where it lies in the log-mel. A row of the product is
+a row of the output, class tokens included, so that every store is contiguous. docs/INTERNALS.md has the drawing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How a product of [m, k] and [k, n] is cut: the tile, warps for it, and loads in flight. None was timed on a GPU."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+# (operation, architecture, bytes of an element) -> tile. Chosen for no spills and the matrix units (bench/compile.py).
+TILES = {
+    ("forward", "sm_80", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("forward", "sm_90", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    ("forward", "sm_100", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    ("weight", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("weight", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight", "sm_90", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
+    ("weight", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight", "sm_100", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
+    ("weight", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("log_mel", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("log_mel", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("log_mel", "sm_90", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("log_mel", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("log_mel", "sm_100", 2): Tile(m=128, n=128, k=32, warps=8, stages=3),
+    ("log_mel", "sm_100", 4): Tile(m=64, n=64, k=32, warps=8, stages=3),
+}
+INTERPRETED = Tile(m=32, n=32, k=64, warps=1, stages=1)  # small, so that small shapes have edges
+# Whether these are 1 or multiples of 16 would be compiled in, and an epoch's last batch would wait for a compiler.
+_SIZES = ["rows", "per_split", "T", "N", "n_t", "c", "place", "B"]
+PROGRAMS = 132  # at least as many for a weight gradient: an H100's or H200's multiprocessors
+
+
+def tile(operation: str, arch: str, dtype: torch.dtype) -> Tile:
+    """The table's tile for an architecture and a type."""
+    return TILES[operation, arch, dtype.itemsize]
+
+
+def splits(tile: Tile, D: int, K: int) -> int:
+    """Into how many parts the rows of a weight gradient are cut. Never a matter of the batch: the bits depend on it."""
+    tiles = triton.cdiv(D, tile.m) * triton.cdiv(K, tile.n)
+    return triton.next_power_of_2(triton.cdiv(PROGRAMS, tiles))
+
+
+def bins_of_tile(tile: Tile, F: int, pf: int) -> int:
+    """Mel bins that a tile of the log-mel's gradient covers: few where patches are low, as others would be masked."""
+    return tile.n if pf == F else min(tile.n, max(16, triton.next_power_of_2(pf)))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """tl.dot's input_precision: three products of TensorFloat-32 carry a float32; the 16-bit types need no choice."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+@triton.jit
+def _window(b, n, T, n_t, F: tl.constexpr, PF: tl.constexpr, ST: tl.constexpr, SF: tl.constexpr):
+    """Where window n of clip b starts, in elements (int64): frame (n mod n_t)*st, bin (n / n_t)*sf."""
+    start = b.to(tl.int64) * T * F + (n % n_t).to(tl.int64) * (ST * F)
+    if PF != F:  # a full-frequency patch has one band
+        start += (n // n_t) * SF
+    return start
+
+
+@triton.jit
+def _inside(k, F: tl.constexpr, PF: tl.constexpr):
+    """Where element k = tp*pf + fp of a patch lies behind the start of its window: tp*F + fp."""
+    if PF == F:
+        return k
+    return k // PF * F + k % PF
+
+
+@triton.jit
+def _round(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
+    """x in dtype, to nearest even. UPCAST: by hand for bfloat16, which the interpreter truncates to."""
+    if UPCAST and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def _emit(
+    acc, d, bias_ptr, position_ptr, tokens_ptr, out_ptr, m, n, i, is_patch, is_token, D,
+    POSITION: tl.constexpr, TOKENS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A strip of columns d of a tile: + bias + position in patch rows, the token itself in token rows; stored."""
+    inside = d < D
+    acc += tl.load(bias_ptr + d, mask=inside, other=0.0).to(tl.float32)[
+        None, :
+    ]  # before position: that order spills less
+    if POSITION:
+        at = position_ptr + n.to(tl.int64)[:, None] * D + d[None, :]
+        acc += tl.load(at, mask=is_patch[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    if TOKENS:
+        at = tokens_ptr + i.to(tl.int64)[:, None] * D + d[None, :]
+        token = tl.load(at, mask=is_token[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        acc = tl.where(is_token[:, None], token, acc)
+    at = out_ptr + m.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(at, _round(acc, out_ptr.dtype.element_ty, UPCAST), mask=(is_patch | is_token)[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _forward_kernel(
+    log_mel_ptr, weight_ptr, bias_ptr, position_ptr, tokens_ptr, out_ptr,
+    rows, T, N, n_t, D, c, place,
+    K: tl.constexpr, F: tl.constexpr, PF: tl.constexpr, ST: tl.constexpr, SF: tl.constexpr,
+    POSITION: tl.constexpr, TOKENS: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_D: tl.constexpr, TILE_K: tl.constexpr,
+):  # fmt: skip
+    """out[b, l(n), d] = sum_k x[b, window n, k] weight[d, k] + bias[d] + position[n, d]; out[b, place + i] = tokens[i].
+
+    Traffic in elements: B*T*F + D*K + N*D + c*D reads from memory (the windows' overlap is served by the cache),
+    B*(N + c)*D writes. Source: reference.py; the paper's section III-A.
+    """
+    tiles_d = tl.cdiv(D, TILE_D)
+    m = tl.program_id(0) // tiles_d * TILE_M + tl.arange(0, TILE_M)
+    d0 = tl.program_id(0) % tiles_d * TILE_D
+    b, row = m // (N + c), m % (N + c)
+    is_token = (row >= place) & (row < place + c) & (m < rows)
+    is_patch = (m < rows) & ((row < place) | (row >= place + c))
+    n = tl.where(is_patch, tl.where(row < place, row, row - c), 0)
+    start = _window(b, n, T, n_t, F, PF, ST, SF)
+    d = d0 + tl.arange(0, TILE_D)
+    weight_rows_ptr = weight_ptr + d.to(tl.int64)[None, :] * K
+    acc = tl.zeros((TILE_M, TILE_D), tl.float32)
+    for k0 in range(0, K, TILE_K):
+        k = k0 + tl.arange(0, TILE_K)
+        patch_mask, weight_mask = is_patch[:, None], (d < D)[None, :]
+        if K % TILE_K != 0:
+            patch_mask, weight_mask = patch_mask & (k < K)[None, :], weight_mask & (k < K)[:, None]
+        x = tl.load(log_mel_ptr + start[:, None] + _inside(k, F, PF)[None, :], mask=patch_mask, other=0.0)
+        w = tl.load(weight_rows_ptr + k[:, None], mask=weight_mask, other=0.0)
+        if UPCAST:
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)  # (TILE_M, TILE_K) @ (TILE_K, TILE_D)
+    # Four strips: the whole tile beside its positions and pointers does not fit the registers.
+    STRIP: tl.constexpr = TILE_D // 4
+    left, right = acc.reshape(TILE_M, 2, 2 * STRIP).permute(0, 2, 1).split()
+    acc0, acc1 = left.reshape(TILE_M, 2, STRIP).permute(0, 2, 1).split()
+    acc2, acc3 = right.reshape(TILE_M, 2, STRIP).permute(0, 2, 1).split()
+    i = tl.where(is_token, row - place, 0)
+    d = d0 + tl.arange(0, STRIP)
+    _emit(
+        acc0, d, bias_ptr, position_ptr, tokens_ptr, out_ptr, m, n, i, is_patch, is_token, D, POSITION, TOKENS, UPCAST
+    )
+    d += STRIP
+    _emit(
+        acc1, d, bias_ptr, position_ptr, tokens_ptr, out_ptr, m, n, i, is_patch, is_token, D, POSITION, TOKENS, UPCAST
+    )
+    d += STRIP
+    _emit(
+        acc2, d, bias_ptr, position_ptr, tokens_ptr, out_ptr, m, n, i, is_patch, is_token, D, POSITION, TOKENS, UPCAST
+    )
+    d += STRIP
+    _emit(
+        acc3, d, bias_ptr, position_ptr, tokens_ptr, out_ptr, m, n, i, is_patch, is_token, D, POSITION, TOKENS, UPCAST
+    )
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _weight_kernel(
+    grad_ptr, log_mel_ptr, partial_ptr,
+    rows, per_split, T, N, n_t, D, c, place,
+    K: tl.constexpr, F: tl.constexpr, PF: tl.constexpr, ST: tl.constexpr, SF: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_D: tl.constexpr, TILE_K: tl.constexpr, TILE_R: tl.constexpr,
+):  # fmt: skip
+    """partial[s, d, k] = sum over the patches r = b*N + n of split s of grad[b, l(n), d] x[b, window n, k].
+
+    Traffic in elements: B*N*D + B*T*F reads from memory for each pass (every tile of k reads grad again, every tile of
+    d the windows), splits*D*K writes in float32. Source: the derivative of reference.py's product.
+    """
+    tiles_k = tl.cdiv(K, TILE_K)
+    d = tl.program_id(0) // tiles_k * TILE_D + tl.arange(0, TILE_D)
+    k = tl.program_id(0) % tiles_k * TILE_K + tl.arange(0, TILE_K)
+    split = tl.program_id(1)
+    inside = _inside(k, F, PF)
+    acc = tl.zeros((TILE_D, TILE_K), tl.float32)
+    for r0 in range(split * per_split, tl.minimum((split + 1) * per_split, rows), TILE_R):
+        r = r0 + tl.arange(0, TILE_R)  # per_split is a multiple of TILE_R, so only `rows` cuts a tile
+        b, n = r // N, r % N
+        out_row = b.to(tl.int64) * (N + c) + n + tl.where(n >= place, c, 0)
+        grad = tl.load(
+            grad_ptr + out_row[:, None] * D + d[None, :], mask=(r < rows)[:, None] & (d < D)[None, :], other=0.0
+        )
+        x = tl.load(
+            log_mel_ptr + _window(b, n, T, n_t, F, PF, ST, SF)[:, None] + inside[None, :],
+            mask=(r < rows)[:, None] & (k < K)[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            grad, x = grad.to(tl.float32), x.to(tl.float32)
+        else:
+            grad = grad.to(x.dtype)  # under autocast the output, and so its gradient, is wider than the product
+        acc = tl.dot(tl.trans(grad), x, acc, input_precision=PRECISION)  # (TILE_D, TILE_R) @ (TILE_R, TILE_K)
+    at = partial_ptr + split.to(tl.int64) * D * K + d.to(tl.int64)[:, None] * K + k[None, :]
+    tl.store(at, acc, mask=(d < D)[:, None] & (k < K)[None, :])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _log_mel_kernel(
+    grad_ptr, weight_ptr, out_ptr,
+    T, N, n_t, D, c, place,
+    B,
+    K: tl.constexpr, F: tl.constexpr, PF: tl.constexpr, ST: tl.constexpr, SF: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_M: tl.constexpr, TILE_F: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """out[b, j*st + r, f] = sum over bands, i and d of grad[b, l(band, j - i), d] weight[d, r + i*st, f - band*sf].
+
+    A gather: frame t = j*st + r lies in the windows that start i strides before j, so that a program keeps r and takes
+    rows (b, j). Every cell adds its windows in the same order, and none is written twice.
+    Traffic in elements: B*N*D + D*K reads from memory, B*T*F writes. Source: the derivative of reference.py's product.
+    """
+    J = tl.cdiv(T, ST)
+    m = tl.program_id(0) * TILE_M + tl.arange(0, TILE_M)
+    r = tl.program_id(1)
+    f0 = tl.program_id(2) * TILE_F
+    f = f0 + tl.arange(0, TILE_F)
+    b, j = m // J, m % J
+    t = j * ST + r
+    is_cell = (b < B) & (t < T)
+    windows = tl.maximum(K // PF - r + ST - 1, 0) // ST  # i with r + i*st < pt
+    first = tl.maximum(f0 - PF + SF, 0) // SF  # the bands that reach into these bins
+    last = tl.minimum((f0 + TILE_F - 1) // SF, N // n_t - 1)
+    tiles_d = tl.cdiv(D, TILE_D)
+    acc = tl.zeros((TILE_M, TILE_F), tl.float32)
+    for step in range(0, tl.maximum(last - first + 1, 0) * windows * tiles_d):
+        d = step % tiles_d * TILE_D + tl.arange(0, TILE_D)
+        i = step // tiles_d % windows
+        band = first + step // (tiles_d * windows)
+        is_window = is_cell & (j >= i) & (j - i < n_t)
+        n = band * n_t + j - i
+        out_row = b.to(tl.int64) * (N + c) + n + tl.where(n >= place, c, 0)
+        fp = f - band * SF
+        at = grad_ptr + out_row[:, None] * D + d[None, :]
+        grad = tl.load(at, mask=is_window[:, None] & (d < D)[None, :], other=0.0)
+        at = weight_ptr + d.to(tl.int64)[:, None] * K + ((r + i * ST) * PF + fp)[None, :]
+        weight = tl.load(at, mask=(d < D)[:, None] & ((fp >= 0) & (fp < PF) & (f < F))[None, :], other=0.0)
+        if UPCAST:
+            grad, weight = grad.to(tl.float32), weight.to(tl.float32)
+        else:
+            grad = grad.to(weight.dtype)
+        acc = tl.dot(grad, weight, acc, input_precision=PRECISION)  # (TILE_M, TILE_D) @ (TILE_D, TILE_F)
+    at = out_ptr + (b.to(tl.int64) * T + t)[:, None] * F + f[None, :]
+    tl.store(at, _round(acc, out_ptr.dtype.element_ty, UPCAST), mask=is_cell[:, None] & (f < F)[None, :])

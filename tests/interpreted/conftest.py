@@ -1,0 +1,42 @@
+"""For the cases that run Triton kernels: outputs that start as poison, with guard zones round them."""
+
+import pytest
+import torch
+
+PAD = 64  # elements before and behind each buffer; keeps the alignment a kernel may count on
+
+
+class Guard:
+    """Hands out buffers with a guard zone on either side, and looks at the zones afterwards."""
+
+    def __init__(self):
+        self.buffers = []
+
+    def poison(self, dtype: torch.dtype) -> float:
+        return float("nan") if dtype.is_floating_point else -77
+
+    def empty(self, *shape, dtype=torch.float32, device="cpu") -> torch.Tensor:
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        n = torch.Size(shape).numel()
+        whole = torch.full((n + 2 * PAD,), self.poison(dtype), dtype=dtype, device=device)
+        self.buffers.append((whole, n))
+        return whole[PAD : PAD + n].view(shape)
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy of the tensor between guard zones: reading past its ends gives NaN."""
+        return self.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+    def check(self):
+        for whole, n in self.buffers:
+            zones = torch.cat([whole[:PAD], whole[PAD + n :]])
+            untouched = zones.isnan() if zones.is_floating_point() else zones == self.poison(zones.dtype)
+            assert untouched.all(), "a kernel wrote beside its buffer"
+
+
+@pytest.fixture
+def guard(monkeypatch) -> Guard:
+    """`torch.empty` hands out poisoned, guarded buffers during the test; the zones are checked when it ends."""
+    made = Guard()
+    monkeypatch.setattr(torch, "empty", made.empty)
+    yield made
+    made.check()
