@@ -1,4 +1,4 @@
-# make env | train | test | test-all | bench | profile; each makes .venv when it is not there.
+# make env | train | test | test-all | lint | profile; each makes .venv when it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
