@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -75,7 +76,12 @@ def start(*flags: object, module: str = "train.run", code: str = "", **changed: 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changed
     command = [sys.executable, *(("-c", code) if code else ("-m", module)), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    # Where the tests themselves run in the background, a shell has handed down that Ctrl-C is to be ignored.
+    return subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=_heed_ctrl_c, **pipes)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process: subprocess.Popen, seconds: float = 120) -> Ended:
