@@ -200,3 +200,10 @@ def test_differences_are_named_but_not_where_a_run_may_differ():
     assert settings.from_saved(saved, out="b").epochs == 5
     with pytest.raises(UserError, match="another version: its settings hold gone"):
         settings.from_saved(saved | {"gone": 1})
+
+
+@pytest.mark.parametrize("flags", [["--loss", "bce"], ["--multi-label"]], ids=["bce", "several labels"])
+def test_label_smoothing_is_refused_where_it_would_do_nothing(flags):
+    with pytest.raises(UserError, match="--label-smoothing works with cross-entropy alone"):
+        settings.from_flags(["--label-smoothing", "0.1", *flags])
+    settings.from_flags(["--label-smoothing", "0.1"])

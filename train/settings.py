@@ -159,8 +159,8 @@ class Settings(AugmentSettings):
             )
         if (self.mean is None) != (self.std is None) or (self.std is not None and self.std <= 0):
             raise UserError("--mean and --std go together, and --std is above 0: give both or neither.")
-        if self.mixup and self.loss == "bce" and self.label_smoothing:
-            raise UserError("--label-smoothing works with cross-entropy: leave it out, or take --loss ce.")
+        if self.label_smoothing and (self.loss == "bce" or (self.loss == "auto" and self.multi_label)):
+            raise UserError("--label-smoothing works with cross-entropy alone: leave it out, or take --loss ce.")
 
 
 def _require(settings, name, good, range_):
