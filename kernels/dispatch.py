@@ -27,7 +27,7 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     if device != "cpu":
         return f"it is written for the CPU's caches; the tensors are on {device}"
     # float64 is for proofs, and the reference is what they are about.
-    return None if dtype == "float32" else f"it computes in float32; the tensors are {dtype}"
+    return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
 def _cpu_not_bfloat16(device: str, dtype: str) -> str | None:

@@ -12,6 +12,8 @@ import threading
 import torch
 import torch.nn.functional as nnf
 
+from kernels.selective_scan.reference import precise
+
 # Bytes of one [L, clips, S, E] buffer, measured on two AVX-512 cores at L 31 to 249, E 384 (see the note in LOG.md).
 BLOCK_BYTES = 4 << 20
 
@@ -19,10 +21,12 @@ _scratch = threading.local()
 
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
-    """As `reference.selective_scan`, float32."""
+    """As `reference.selective_scan`, for every type but float64."""
+    dtype = u.dtype
+    u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
     both = A if A_backward is None else torch.cat([A, A_backward], 1)  # (E, S or 2 S)
     y = _Scan.apply(u, delta, delta_bias, both, B, C, A_backward is not None, reverse)
-    return (y + (D if A_backward is None else 2 * D) * u) * nnf.silu(z)
+    return ((y + (D if A_backward is None else 2 * D) * u) * nnf.silu(z)).to(dtype)
 
 
 class _Scan(torch.autograd.Function):

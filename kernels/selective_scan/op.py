@@ -23,8 +23,8 @@ def selective_scan(
     A_backward `[E, S]`: add a second scan that runs the other way with these decays and the same D (AuM's Fo-Bi, "v1").
     reverse: the (first) scan runs from the last token to the first.
 
-    Returns `[B, L, E]` in u's type. Computed in float32 (float64 where u is), autocast or not: states and decays lose
-    too much in bfloat16. Raises ValueError when shapes disagree or L is 0.
+    Returns `[B, L, E]` in u's type. Every backend computes in float32 (float64 where u is), autocast or not: states and
+    decays lose too much in bfloat16. Raises ValueError when shapes disagree or L is 0.
     """
     batch, L, E = u.shape if u.ndim == 3 else (0, 0, 0)
     S = A.shape[1] if A.ndim == 2 else 0
@@ -46,11 +46,9 @@ def selective_scan(
             )
     if L == 0 or S == 0:
         raise ValueError(f"the scan needs at least one token and one state, got L={L} and S={S}")
-    dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
-        precise = torch.promote_types(dtype, torch.float32)
-        given = [t if t is None else t.to(precise) for t in (u, delta, A, B, C, D, z, delta_bias, A_backward)]
-        return dispatch.choose("selective_scan", given[0])(*given, reverse).to(dtype)
+        scan = dispatch.choose("selective_scan", u)
+        return scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
 
 
 def causal_conv(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, reverse: bool = False) -> torch.Tensor:

@@ -13,11 +13,19 @@ import torch.nn.functional as nnf
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """out = (y of the forward scan, plus y of a backward scan with A_backward where there is one) * silu(z)."""
+    dtype = u.dtype
+    u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
     delta = nnf.softplus(delta + delta_bias)
     y = _scan(u, delta, A, B, C, reverse) + D * u
     if A_backward is not None:
         y = y + _scan(u, delta, A_backward, B, C, not reverse) + D * u
-    return y * nnf.silu(z)
+    return (y * nnf.silu(z)).to(dtype)
+
+
+def precise(u, *others):
+    """The tensors, None among them, in float32, or in float64 where u is."""
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    return [t if t is None else t.to(dtype) for t in (u, *others)]
 
 
 def _scan(u, delta, A, B, C, reverse):
