@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -53,36 +54,60 @@ def other_kernels_package() -> str | None:
     return None
 
 
-def check(device: str) -> list[tuple[str, str, float, float, bool]]:
-    """Rows (operation, backend, its error, the reference's, good?) against float64, forward and every gradient.
+@dataclass(frozen=True)
+class Checked:
+    """How far a backend and the plain reference are from the float64 reference, at the worst tensor; whether that is good.
 
-    Good is the 2x rule: at most twice the reference's error in the same type, plus one unit in the last place.
+    Good is the 2x rule for every tensor: at most twice the reference's error in the same type, plus one unit in the last
+    place. Integers have to be equal.
+    """
+
+    operation: str
+    backend: str
+    ours: float
+    reference: float
+    good: bool
+
+
+def check(device: str, backends: dict[str, str] | None = None) -> list[Checked]:
+    """Run backends on small awkward inputs against their references, forward and every gradient.
+
+    backends: operation -> name, to check these alone; without it, all that can run on the device.
     """
     rows = []
     for operation, call, tensors in _cases(device):
-        exact = _run(operation, TABLE[operation][-1], call, [t.double() for t in tensors])
-        plain = _run(operation, TABLE[operation][-1], call, tensors)
+        reference = TABLE[operation][-1].name
+        exact = _run(operation, reference, call, [t.double() if t.is_floating_point() else t for t in tensors])
+        plain = _run(operation, reference, call, tensors)
         for backend in TABLE[operation][:-1]:
-            if backend.refuses(device, "float32"):
+            if backend.refuses(device, "float32") or (backends and backends.get(operation) != backend.name):
                 continue
-            got = _run(operation, backend, call, tensors)
-            pairs = [(_error(a, b), _error(c, b), b) for a, b, c in zip(got, exact, plain, strict=True)]
-            good = all(ours <= 2 * theirs + 2**-23 * float(b.abs().max()) for ours, theirs, b in pairs)
-            rows.append((operation, backend.name, max(p[0] for p in pairs), max(p[1] for p in pairs), good))
+            got = _run(operation, backend.name, call, tensors)
+            triples = [(_error(a, b), _error(c, b), b) for a, b, c in zip(got, exact, plain, strict=True)]
+            good = all(ours <= 2 * theirs + _unit(b) for ours, theirs, b in triples)
+            worst = [max(t[i] for t in triples) for i in (0, 1)]
+            rows.append(Checked(operation, backend.name, *worst, good))
     return rows
 
 
 def _error(found, exact):
-    return float((found.double() - exact).abs().max())
+    error = (found.double() - exact.double()).abs().max()
+    return float(error) if error.isfinite() else float("inf")
+
+
+def _unit(exact):
+    return 2**-23 * float(exact.abs().max()) if exact.is_floating_point() else 0.0
 
 
 def _run(operation, backend, call, tensors):
-    """Output and gradients of one backend, asked for by name."""
+    """Outputs and gradients of one backend, asked for by name."""
     before = os.environ.get("FFTP_BACKEND")
-    os.environ["FFTP_BACKEND"] = f"{operation}={backend.name}"
+    os.environ["FFTP_BACKEND"] = f"{operation}={backend}"
     try:
-        tensors = [t.detach().requires_grad_() for t in tensors]
+        tensors = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
         out = call(*tensors)
+        if isinstance(out, tuple):
+            return out
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
         return [out.detach(), *torch.autograd.grad((out * weight).sum(), tensors)]
     finally:
@@ -93,11 +118,30 @@ def _run(operation, backend, call, tensors):
 
 
 def _cases(device):
-    """(operation, function of its tensors, tensors) on small awkward sizes."""
+    """(operation, function of its tensors, tensors) on small awkward sizes. A tuple that comes back has no gradients."""
     generator = torch.Generator().manual_seed(0)
 
     def made(*shape):
         return torch.randn(*shape, generator=generator).to(device)
+
+    tickets = torch.arange(33, device=device)
+
+    def spec_mask(tickets):
+        return kernels.draw_spec_mask(7, 3, tickets, 101, 37, budget=900, max_width=16, max_height=37)
+
+    yield "spec_mask", spec_mask, [tickets]
+
+    def spec_augment(tickets):
+        return kernels.draw_spec_augment(7, 3, tickets, 101, 37, max_frequency=20, max_time=30)
+
+    yield "spec_augment", spec_augment, [tickets]
+
+    rectangles = torch.tensor([[[0, 31, 2, 5], [4, 9, 0, 16]]] * 3, dtype=torch.int32, device=device)
+
+    def paint(log_mel, fill):
+        return (kernels.paint(log_mel.detach().clone(), rectangles, fill.detach()),)
+
+    yield "paint", paint, [made(3, 31, 16), made(3)]
 
     def embed(log_mel, weight, bias, position, tokens):
         return kernels.patch_embed(log_mel, weight, bias, (3, 16), position, tokens, 1)
@@ -109,6 +153,13 @@ def _cases(device):
 
     sizes = [(2, 19, 12), (2, 19, 12), (12, 16), (2, 19, 16), (2, 19, 16), (12,), (2, 19, 12), (12,), (12, 16)]
     yield "selective_scan", scan, [made(*size) for size in sizes]
+
+    for reverse in (False, True):
+
+        def conv(u, weight, bias, reverse=reverse):
+            return kernels.causal_conv(u, weight, bias, reverse)
+
+        yield "causal_conv", conv, [made(2, 19, 24), made(24, 4), made(24)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,9 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments:
         return 0
     rows = check(device)
-    for operation, backend, ours, theirs, good in rows:
-        print(f"{operation:<15} {backend:<10} error {ours:.1e}, reference {theirs:.1e}: {'ok' if good else 'WRONG'}")
-    return 0 if all(row[-1] for row in rows) else 1
+    for row in rows:
+        errors = f"error {row.ours:.1e}, reference {row.reference:.1e}"
+        print(f"{row.operation:<15} {row.backend:<10} {errors}: {'ok' if row.good else 'WRONG'}")
+    return 0 if all(row.good for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -55,13 +55,13 @@ class Backend:
 
     path: "module:function", imported when it is first chosen, so that no backend costs anything until it runs.
     refuses: (device type, dtype name) -> the reason why it cannot run, or None.
-    by_name_only: the reason why `--fused` passes it over, although it could run; FFTP_BACKEND still reaches it.
+    by_name_only: device type -> why `--fused` passes it over there, although it can run; FFTP_BACKEND still reaches it.
     """
 
     name: str
     path: str
     refuses: Callable[[str, str], str | None] = _always
-    by_name_only: str = ""
+    by_name_only: dict[str, str] = field(default_factory=dict)
 
     def load(self) -> Callable:
         return _load(self.path)
@@ -73,24 +73,24 @@ def _load(path: str) -> Callable:
     return getattr(importlib.import_module(module), function)
 
 
-_UNPROVEN = "not yet proven on a GPU: ask for it by FFTP_BACKEND"
+_INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
     "fbank": (Backend("reference", "kernels.fbank.reference:fbank"),),
     "spec_mask": (
-        Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _UNPROVEN),
+        Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),
     ),
     "spec_augment": (
-        Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _UNPROVEN),
+        Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),
     ),
     "paint": (
-        Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _UNPROVEN),
+        Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:paint"),
     ),
     "patch_embed": (
-        Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _UNPROVEN),
+        Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _INTERPRETED),
         Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
@@ -156,7 +156,7 @@ def select(operation: str, device: str, dtype: str) -> Backend:
 
 def _first(backends: tuple[Backend, ...], device: str, dtype: str) -> Backend:
     """What `--fused` takes."""
-    return next(b for b in backends if not b.by_name_only and b.refuses(device, dtype) is None)
+    return next(b for b in backends if device not in b.by_name_only and b.refuses(device, dtype) is None)
 
 
 def choose(operation: str, tensor: torch.Tensor) -> Callable:
@@ -185,13 +185,13 @@ def table(device: str, dtype: str) -> list[tuple[str, str, str]]:
     """Rows (operation, backend, state) for `fftp.env`: "runs with --fused", "runs without", or why it is not taken."""
     rows = []
     for operation, backends in TABLE.items():
-        first, alone = _first(backends, device, dtype), sum(not b.by_name_only for b in backends) == 1
+        first, alone = _first(backends, device, dtype), len(backends) == 1
         for backend in backends:
             reason = backend.refuses(device, dtype)
             if reason:
                 state = f"cannot run: {reason}"
-            elif backend.by_name_only:
-                state = backend.by_name_only
+            elif device in backend.by_name_only:
+                state = backend.by_name_only[device]
             elif backend is first:
                 state = "runs" if alone else "runs with --fused"
             else:

@@ -120,37 +120,41 @@ def test_real_backends_refuse_with_a_reason(monkeypatch):
 
 
 def test_a_backend_by_name_only_is_passed_over_until_asked_for(made_up, monkeypatch):
-    backends = (Backend("new", f"{__name__}:quick", by_name_only="not yet proven"), *dispatch.TABLE["twice"])
-    monkeypatch.setitem(dispatch.TABLE, "twice", backends)
+    new = Backend("new", f"{__name__}:quick", by_name_only={"cpu": "for tests"})
+    monkeypatch.setitem(dispatch.TABLE, "twice", (new, *dispatch.TABLE["twice"]))
     dispatch._overrides.cache_clear()
     dispatch.use_fused(True)
     assert dispatch.select("twice", "cpu", "float32").name == "quick"
-    assert ("twice", "new", "not yet proven") in dispatch.table("cpu", "float32")
+    assert dispatch.select("twice", "cuda", "float32").name == "new"
+    assert ("twice", "new", "for tests") in dispatch.table("cpu", "float32")
     assert ("twice", "quick", "runs with --fused") in dispatch.table("cpu", "float32")
     monkeypatch.setenv("FFTP_BACKEND", "twice=new")
     assert dispatch.select("twice", "cpu", "float32").name == "new"
 
 
-def test_triton_refuses_the_cpu_and_waits_to_be_asked_on_a_gpu(monkeypatch):
+def test_triton_is_first_on_a_gpu_and_refuses_the_cpu(monkeypatch):
+    """In the interpreter it runs on a CPU, for tests, when it is asked for by name."""
+    pytest.importorskip("triton", reason="the triton package is not installed")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     operations = [o for o, backends in dispatch.TABLE.items() if backends[0].name == "triton"]
-    assert operations == ["spec_mask", "spec_augment", "paint", "patch_embed"]
-    dispatch.use_fused(True)
+    assert {"spec_mask", "spec_augment", "paint", "patch_embed"} <= set(operations)
     for operation in operations:
-        assert dispatch.select(operation, "cuda", "float32").name != "triton"
-        monkeypatch.setenv("FFTP_BACKEND", f"{operation}=triton")
-        with pytest.raises(BackendError, match="it runs on an NVIDIA GPU; the tensors are on cpu"):
-            dispatch.select(operation, "cpu", "float32")
+        dispatch.use_fused(True)
+        assert dispatch.select(operation, "cuda", "bfloat16").name == "triton"
+        assert dispatch.select(operation, "cpu", "float32").name != "triton"
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert dispatch.select(operation, "cpu", "float32").name != "triton"
+        states = {name: state for o, name, state in dispatch.table("cpu", "float32") if o == operation}
+        assert states["triton"] == "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"
+        monkeypatch.setenv("FFTP_BACKEND", f"{operation}=triton")
         assert dispatch.select(operation, "cpu", "float32").name == "triton"
         monkeypatch.delenv("TRITON_INTERPRET")
+        with pytest.raises(BackendError, match="it runs on an NVIDIA GPU; the tensors are on cpu"):
+            dispatch.select(operation, "cpu", "float32")
         monkeypatch.delenv("FFTP_BACKEND")
-        rows = {name: state for o, name, state in dispatch.table("cuda", "float32") if o == operation}
-        assert rows["triton"] == "not yet proven on a GPU: ask for it by FFTP_BACKEND"
-        monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-        assert dispatch.table("cuda", "float32")
-        assert dispatch._triton("cuda", "float32") == "the triton package is not installed"
-        monkeypatch.undo()
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert dispatch.select("spec_mask", "cuda", "int64").name == "reference"
+    assert dispatch._triton("cuda", "float32") == "the triton package is not installed"
 
 
 def test_in_use_remembers_what_ran_in_the_tables_order():

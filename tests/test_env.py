@@ -1,16 +1,18 @@
 """What a machine is told about itself; what an import costs; the constants of a data set."""
 
 import tomllib
+import types
 
 import numpy as np
 import pytest
 import torch
 
 from fftp import env
+from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from kernels import dispatch
 from tests import runs
-from train import statistics
+from train import run, statistics
 from train.data import synth
 from train.settings import from_flags
 
@@ -53,6 +55,18 @@ def test_check_finds_a_backend_that_computes_something_else(capsys, monkeypatch)
     if not torch.cuda.is_available():
         assert ended.code == 1
         assert [line.split()[:2] for line in ended.out.splitlines() if "WRONG" in line] == [["patch_embed", "conv"]]
+
+
+def test_a_wrong_backend_stops_a_run_before_it_starts(monkeypatch):
+    """On a GPU, that is; here the run is made to believe that it has one."""
+    wrong = env.Checked("patch_embed", "triton", 3.0, 1e-6, False)
+    monkeypatch.setattr(run.env, "check", lambda device, backends: [wrong] if backends == {"patch_embed": "t"} else [])
+    monkeypatch.setattr(run, "planned", lambda task: {"patch_embed": "t"})
+    task = types.SimpleNamespace(device=torch.device("cuda"))
+    with pytest.raises(UserError, match=r"patch_embed=triton computes something else .*FFTP_BACKEND=patch_embed=refer"):
+        run.check_backends(task)
+    task.device = torch.device("cpu")
+    run.check_backends(task)
 
 
 def test_wrong_words_and_backends(capsys, monkeypatch):

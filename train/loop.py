@@ -142,6 +142,9 @@ class Trainer:
             "samples_per_second": len(batches) * self.order.batch_size / seconds,
             "step_ms": 1000 * seconds / len(batches),
         }
+        if every := self.task.settings.log_every:
+            steps = range(every - 1 - first % every, len(batches), every)
+            line["losses"] = {str(first + i + 1): float(losses[i]) for i in steps}
         if self.task.validation is not None:
             line |= {f"validation_{k}": v for k, v in evaluate(self.task, self.task.validation)[0].items()}
         self.progress["seconds"] += time.perf_counter() - started

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import ast_model, aum_model, checkpoint, figures
+from fftp import ast_model, aum_model, checkpoint, env, figures
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -121,6 +121,7 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
         print(f"The run in {out} is finished: its result.json has the figures.")
         return json.loads((out / "result.json").read_text())
     announce(task, packed)
+    check_backends(task)
     if saved is None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -230,6 +231,22 @@ def planned(task: loop.Task) -> dict[str, str]:
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 
+def check_backends(task: loop.Task) -> None:
+    """On a GPU: hold this run's fused backends against their references before anything is trained with them.
+
+    Compilers have been seen to make wrong gradients of right kernels. Raises UserError.
+    """
+    if task.device.type != "cuda":
+        return  # the test suite covers what runs without a compiler of the user's own
+    for row in env.check("cuda", planned(task)):
+        if not row.good:
+            raise UserError(
+                f"{row.operation}={row.backend} computes something else than its reference on this GPU (error "
+                f"{row.ours:.1e}, the reference's own {row.reference:.1e}): train without it by "
+                f"FFTP_BACKEND={row.operation}=reference, and please report the output of python -m fftp.env --check."
+            )
+
+
 def announce(task: loop.Task, packed: Pack) -> None:
     """The first lines of a run: what computes, then what is computed."""
     s, config = task.settings, task.config
@@ -272,8 +289,10 @@ def fit(task: loop.Task) -> loop.Trainer:
             write_history(task.out, trainer.progress["history"])
             bar.write(epoch_line(line, trainer.epochs), file=sys.stdout)
             if board is not None:
-                for name, value in line.items():
-                    board.add_scalar(name.replace("validation_", "validation/"), value, line["epoch"])
+                for step, loss in line.get("losses", {}).items():
+                    board.add_scalar("step_loss", loss, int(step))
+                for name in line.keys() - {"losses"}:
+                    board.add_scalar(name.replace("validation_", "validation/"), line[name], line["epoch"])
                 board.flush()
         if board is not None:
             board.close()

@@ -114,6 +114,8 @@ class Settings(AugmentSettings):
     label_smoothing: float = 0.0
     balanced: bool = False
     """Draw clips so that classes are equally frequent (AST's weights), with replacement."""
+    log_every: int = 50
+    """Keep the training loss of every so many steps in metrics.jsonl, by step; 0 keeps none."""
     average_last: int = 0
     """Also evaluate the mean of the weights of the last so many epochs."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -139,6 +141,7 @@ class Settings(AugmentSettings):
             "weight_decay",
             "warmup_epochs",
             "mask_area",
+            "log_every",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
