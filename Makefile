@@ -1,11 +1,12 @@
-# make env | train | test | test-all | lint | profile; each makes .venv when it is not there.
+# make env | train | test | test-all | lint | bench | profile: each makes .venv when it is not there.
+# make gpu: tests and benchmarks on a GPU with the python3 that is there (PYTHON=...), nothing installed.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 TRITON := triton==3.9.0
 TORCHAUDIO := torchaudio==2.11.0
 
-.PHONY: env train test test-all lint profile clean
+.PHONY: env train test test-all lint bench gpu profile clean
 
 env: $(READY)
 
@@ -33,6 +34,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest tests/ --slow
+
+bench: $(READY)
+	$(BIN)/python -m bench.run
+
+gpu:
+	$(PYTHON) -m bench.gpu
 
 profile: $(READY)
 	mkdir -p profiles

@@ -30,13 +30,6 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
-def _cpu_not_bfloat16(device: str, dtype: str) -> str | None:
-    if device != "cpu":
-        return f"it is the CPU library's convolution; the tensors are on {device}"
-    # Seen on two AVX-512 cores: in bfloat16 the reference's one product beats the convolution's packing.
-    return None if dtype != "bfloat16" else "in bfloat16 the reference's matrix product is faster on a CPU"
-
-
 def _triton(device: str, dtype: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
@@ -91,7 +84,6 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "patch_embed": (
         Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _INTERPRETED),
-        Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (

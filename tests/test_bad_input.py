@@ -172,8 +172,9 @@ def test_no_gpu_and_no_such_backend(refused, monkeypatch):
     assert "fbank has no backend 'fastest'; there are reference" in refused()
     monkeypatch.setenv("FFTP_BACKEND", "nonsense")
     assert "'nonsense' names none of" in refused()
-    monkeypatch.setenv("FFTP_BACKEND", "patch_embed=conv")
-    assert "which cannot run" in refused("--precision", "bfloat16")
+    monkeypatch.setenv("FFTP_BACKEND", "patch_embed=triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "which cannot run" in refused("--device", "cpu")
 
 
 def broken_checkpoint(trained, tmp_path, how):
