@@ -106,11 +106,9 @@ class Augment:
             return log_mel
         return kernels.paint(log_mel, rectangles, self.fill(log_mel, valid_frames, roll))
 
-    def add_noise(self, log_mel: torch.Tensor, epoch: int, tickets: torch.Tensor) -> torch.Tensor:
-        """Add the noise to normalised log-mel, in place."""
-        if not self.settings.noise:
-            return log_mel
-        return log_mel.add_(draws.draw_noise(self.seed, epoch, tickets, self.T, self.F))
+    def noise(self, epoch: int, tickets: torch.Tensor) -> tuple[int, int, torch.Tensor] | None:
+        """What `FrontEnd.normalise` takes to add the noise, or None."""
+        return (self.seed, epoch, tickets) if self.settings.noise else None
 
 
 def clip_level(

@@ -48,16 +48,24 @@ class FrontEnd:
     def __init__(self, settings: FrontEndSettings):
         self.settings = settings
 
-    def log_mel(self, waveform: torch.Tensor, length: torch.Tensor, roll: torch.Tensor | None = None) -> torch.Tensor:
+    def log_mel(
+        self,
+        waveform: torch.Tensor,
+        length: torch.Tensor,
+        roll: torch.Tensor | None = None,
+        centred: bool = False,
+    ) -> torch.Tensor:
         """Un-normalised log-mel `[B, T, F]` in float32 (float64 for a float64 waveform).
 
         waveform `[B, W]` in -1..1, zero behind length `[B]` samples; roll `[B]` frames, round the end of the T frames.
+        centred: each clip is without its mean already, as `kernels.waveforms` makes them.
         """
         s = self.settings
         shortest = s.fbank.frame
         if waveform.shape[1] < shortest:
             waveform = nnf.pad(waveform, (0, shortest - waveform.shape[1]))
-        waveform = kernels.remove_mean(waveform, length)
+        if not centred:
+            waveform = kernels.remove_mean(waveform, length)
         if s.fit == "pad":
             return kernels.fbank(waveform, length, s.fbank, s.T, roll)
         log_mel = self._resized(kernels.fbank(waveform, length, s.fbank), s.fbank.frames(length))
@@ -78,9 +86,9 @@ class FrontEnd:
             return torch.full_like(length, self.settings.T)
         return self.settings.fbank.frames(length).clamp_max(self.settings.T)
 
-    def normalise(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """(x - mean) / (2 std), in place."""
-        return log_mel.sub_(self.settings.mean).div_(2 * self.settings.std)
+    def normalise(self, log_mel: torch.Tensor, noise: tuple | None = None) -> torch.Tensor:
+        """(x - mean) / (2 std), in place; noise as `kernels.normalise` takes it."""
+        return kernels.normalise(log_mel, self.settings.mean, self.settings.std, noise)
 
     def __call__(self, waveform: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
         if length is None:

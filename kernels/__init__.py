@@ -3,10 +3,11 @@
 `kernels.dispatch` says which backend runs. Nothing here knows of models, settings or files.
 """
 
-from kernels.fbank import FbankSettings, fbank, remove_mean
+from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import causal_conv, selective_scan
 from kernels.spec_mask import draw_spec_augment, draw_spec_mask, paint
+from kernels.waveform import remove_mean, waveforms
 
 __all__ = [
     "FbankSettings",
@@ -14,8 +15,10 @@ __all__ = [
     "draw_spec_augment",
     "draw_spec_mask",
     "fbank",
+    "normalise",
     "paint",
     "patch_embed",
     "remove_mean",
     "selective_scan",
+    "waveforms",
 ]

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as nnf
 from oracles import fixture, needs_oracles, oracle
 from recordings import RECORDINGS, needs_recordings
 
@@ -13,6 +14,7 @@ import kernels
 from fftp import FrontEnd, FrontEndSettings
 from fftp.frontend import STATISTICS, Statistics
 from kernels import FbankSettings
+from kernels.fbank import reference
 from kernels.fbank.reference import BLOCK, LOG_FLOOR, mel_matrix, window
 
 RATE = 16_000
@@ -69,35 +71,51 @@ def signals() -> dict[str, torch.Tensor]:
 # Stored values ------------------------------------------------------------------------------------------------------
 
 
-def check_stored(wave, wanted64, every=1):
-    got64 = ours(wave.double())[::every]
-    # The oracles' bound with the filter matrix as stored, which ours equals bit for bit. Seen: 1.5e-11.
-    torch.testing.assert_close(got64, wanted64, rtol=0, atol=1e-9)
+def stored_filters() -> torch.Tensor:
+    """`[128, 257]`, as torchaudio made them where the stored values come from."""
+    tensors = fixture("fbank")
+    filters = torch.zeros(128 * 256)
+    filters[tensors["mel_places"].long()] = tensors["mel_values"]
+    return nnf.pad(filters.view(128, 256), (0, 1))
+
+
+@pytest.fixture
+def their_filters(monkeypatch):
+    """Filters of torchaudio's for ours: its float32 logarithm has other last bits on other processors, ours has not."""
+    return lambda filters: monkeypatch.setattr(reference, "mel_matrix", lambda settings: filters)
+
+
+def check_stored(wave, wanted64, their_filters, every=1):
+    # The bounds hold for any processor's filters in float32, but 1e-9 for the same filters alone. Seen: 1.5e-11.
     off = (ours(wave)[::every].double() - wanted64).abs()
     # Twice torchaudio's own worst float32 error (6e-3, in the sweep's nearly empty bins). Seen: 9.3e-3, mean 9e-5.
     assert float(off.max()) < 1.2e-2
     assert float(off.mean()) < 2e-4
+    their_filters(stored_filters())
+    got64 = ours(wave.double())[::every]
+    torch.testing.assert_close(got64, wanted64, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "every"), [("short", 1), ("sweep", 8)])
-def test_stored_clips(name, every):
+def test_stored_clips(name, every, their_filters):
     tensors = fixture("fbank")
-    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], every)
+    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters, every)
 
 
 @needs_oracles
 @pytest.mark.parametrize(
     "name", ["noise", "sweep", "dc", "impulse", "silence", "quiet_noise", "clipped", "short"]
 )  # fmt: skip
-def test_oracle_clips(name):
+def test_oracle_clips(name, their_filters):
     tensors = oracle("fbank")
-    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"])
+    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters)
 
 
 @needs_oracles
 @pytest.mark.parametrize("name", ["noise", "short", "clipped"])
-def test_oracle_pipeline(name):
+def test_oracle_pipeline(name, their_filters):
     """Padded to 128 frames, then normalised with Speech Commands' figures."""
+    their_filters(stored_filters())
     tensors = oracle("fbank")
     mean, std = STATISTICS["speechcommands"]
     front = FrontEnd(FrontEndSettings(T=128, clip_samples=16000, mean=mean, std=std))
@@ -107,20 +125,21 @@ def test_oracle_pipeline(name):
 
 
 def test_window_and_filters():
-    tensors = fixture("fbank")
     # Seen: 0; the notes, by another formula: 4e-16.
-    torch.testing.assert_close(window(FbankSettings(), torch.float64), tensors["window"], rtol=0, atol=1e-15)
+    wanted = fixture("fbank")["window"]
+    torch.testing.assert_close(window(FbankSettings(), torch.float64), wanted, rtol=0, atol=1e-15)
     filters = mel_matrix(FbankSettings())
-    sums = filters.double().sum(1)
-    torch.testing.assert_close(sums, tensors["mel_row_sums"], rtol=0, atol=1e-12)
+    # One unit in the last place of a logarithm, 2.4e-7 of 3, times 1127 over a filter's 21.8 mel: 1.2e-5. Seen on one
+    # processor: equal; on another: 1.13e-5 in 41 of the 506 entries.
+    torch.testing.assert_close(filters, stored_filters(), rtol=0, atol=1.3e-5)
     assert filters.shape == (128, 257)
     assert not filters[3].any()  # the fourth filter falls between two bins
     assert not filters[:, 256].any()
 
 
 @needs_oracles
-def test_oracle_filters_bit_for_bit():
-    assert torch.equal(mel_matrix(FbankSettings())[:, :256], oracle("fbank")["mel_banks"])
+def test_stored_filters_are_the_oracles():
+    assert torch.equal(stored_filters()[:, :256], oracle("fbank")["mel_banks"])
 
 
 def test_empty_filter_and_silence_are_at_the_floor():
@@ -132,19 +151,26 @@ def test_empty_filter_and_silence_are_at_the_floor():
 # torchaudio ---------------------------------------------------------------------------------------------------------
 
 
-def check_against_torchaudio(waveform, settings=None):
-    """float64 to 1e-9; float32 at most twice torchaudio's own float32 error, plus 1e-4."""
+def check_against_torchaudio(waveform, their_filters, settings=None):
+    """float32 at most twice torchaudio's own float32 error, plus 1e-4; float64 with the same filters to 1e-9."""
     exact = theirs(waveform.double(), settings)
-    # The oracles' bound. Seen: 1.1e-11 (sweep), 4e-12 on recordings.
-    torch.testing.assert_close(ours(waveform.double(), settings), exact, rtol=0, atol=1e-9)
     allowed = 2 * float((theirs(waveform.float(), settings).double() - exact).abs().max()) + 1e-4
     error = float((ours(waveform.float(), settings).double() - exact).abs().max())
     assert error <= allowed, f"{error} > {allowed}"
+    their_filters(torchaudios_filters(settings or FbankSettings()))
+    # The oracles' bound. Seen: 1.1e-11 (sweep), 4e-12 on recordings.
+    torch.testing.assert_close(ours(waveform.double(), settings), exact, rtol=0, atol=1e-9)
+
+
+def torchaudios_filters(settings):
+    kaldi = pytest.importorskip("torchaudio.compliance.kaldi", reason="torchaudio is not installed")
+    bins = (settings.n_mels, settings.n_fft, float(settings.sample_rate), settings.low_hz, settings.high_hz)
+    return nnf.pad(kaldi.get_mel_banks(*bins, 100.0, -500.0, 1.0)[0], (0, 1))
 
 
 @pytest.mark.parametrize("name", signals())
-def test_torchaudio_on_signals(name):
-    check_against_torchaudio(signals()[name])
+def test_torchaudio_on_signals(name, their_filters):
+    check_against_torchaudio(signals()[name], their_filters)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +185,10 @@ def test_torchaudio_on_signals(name):
     ],
     ids=["8k-40", "22k-64", "32k-128", "44k-80", "band", "long-frame"],
 )
-def test_torchaudio_at_other_settings(settings):
+def test_torchaudio_at_other_settings(settings, their_filters):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_against_torchaudio(noise(settings.sample_rate // 2 + 17, seed=5), settings)
+        check_against_torchaudio(noise(settings.sample_rate // 2 + 17, seed=5), their_filters, settings)
 
 
 def recordings() -> list:
@@ -174,13 +200,13 @@ def recordings() -> list:
 
 @needs_recordings
 @pytest.mark.parametrize("path", recordings(), ids=lambda p: p.stem)
-def test_torchaudio_on_real_recordings(path):
+def test_torchaudio_on_real_recordings(path, their_filters):
     import soundfile
     import soxr
 
     samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
     waveform = torch.tensor(soxr.resample(samples[:, 0], rate, RATE))
-    check_against_torchaudio(waveform.float().double())
+    check_against_torchaudio(waveform.float().double(), their_filters)
 
 
 @needs_recordings

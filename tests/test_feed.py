@@ -12,7 +12,7 @@ from fftp.frontend import FrontEnd, FrontEndSettings
 from kernels import FbankSettings, draws
 from tests.literal import below, words
 from train.data.pack import Pack
-from train.feed import INT16_SCALE, Feed, Order, class_weights
+from train.feed import Feed, Order, class_weights
 from train.settings import Settings
 
 SEED, EPOCH, C = 3, 2, 4
@@ -55,7 +55,7 @@ def augment_of(**changed) -> Augment:
 def samples_of(feed, position) -> np.ndarray:
     """A clip of the split as float32, cut to a training clip."""
     i, pack = feed.indices[position], feed.pack
-    return pack.samples[pack.start[i] : pack.start[i] + min(pack.length[i], W)].astype(np.float32) * INT16_SCALE
+    return pack.samples[pack.start[i] : pack.start[i] + min(pack.length[i], W)].astype(np.float32) / 32768
 
 
 def log_mel_of(samples, roll=None):

@@ -103,7 +103,7 @@ def test_out_folder_and_result(tmp_path, capsys):
     assert set(result["metrics"]) >= {"accuracy", "balanced_accuracy"}
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert set(result["validation"]) == set(result["metrics"])
-    assert set(result["backends"]) == {"fbank", "spec_mask", "paint", "patch_embed"}
+    assert set(result["backends"]) == {"waveforms", "fbank", "spec_mask", "paint", "normalise", "patch_embed"}
     assert set(result["backends"].values()) == {"reference"}
     assert result["parameters"] == sum(p.numel() for p in checkpoint.load(out)[0].parameters())
     assert result["macs"]["all"] > result["macs"]["paper"] > 1e6
@@ -182,10 +182,9 @@ def losses(tmp_path, capsys, monkeypatch, *flags):
     return np.array(seen)
 
 
-@pytest.mark.parametrize("system", ["ast fftp", "ast square", "aum fftp"])
-def test_fused_and_reference_give_the_same_loss_curve(tmp_path, capsys, monkeypatch, system):
-    model, patch = system.split()
-    flags = ("--model", model, "--patch", patch, "--epochs", 2, "--batch-size", 8, "--time-stride", 16)
+def test_fused_and_reference_give_the_same_loss_curve(tmp_path, capsys, monkeypatch):
+    """AuM, whose scan has a fused form on a CPU too; for AST's see test_triton_training.py."""
+    flags = ("--model", "aum", "--epochs", 2, "--batch-size", 8, "--time-stride", 16)
     flags += ("--synth-train", 200, "--synth-validation", 10, "--synth-test", 10)
     plain = losses(tmp_path / "plain", capsys, monkeypatch, *flags)
     fused = losses(tmp_path / "fused", capsys, monkeypatch, *flags, "--fused")
@@ -193,8 +192,8 @@ def test_fused_and_reference_give_the_same_loss_curve(tmp_path, capsys, monkeypa
     assert changed != runs.result(tmp_path / "plain")["backends"]  # or nothing was compared
     difference = np.abs(fused - plain) / plain
     assert len(difference) == 50
-    # The other order of sums in the fused backends, carried on by fifty steps: seen 9e-8 at the first step and 2.1e-5
-    # after (square; FFTP 9e-7, AuM 4e-7), times ten. The project's own marks are 1e-5 and 1e-3.
+    # The other order of sums in the fused backends, carried on by fifty steps: seen 9e-8 at the first step and 4e-7
+    # after, with much room. The project's own marks are 1e-5 and 1e-3.
     assert difference[0] <= 1e-6
     assert difference.max() <= 2e-4
 

@@ -11,8 +11,6 @@ from fftp.frontend import FrontEnd
 from kernels import draws, ranges
 from train.data.pack import Pack
 
-INT16_SCALE = 1 / 32768.0
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -37,30 +35,30 @@ class Feed:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _waves(self, indices):
-        """(waveform float32 `[B, W]`, length int64 `[B]`) of clips of the pack."""
-        samples = np.zeros((len(indices), self.W), dtype=np.int16)
+    def _packed(self, indices):
+        """What holds these clips: (samples int16 `[n]`, start and length int64 `[B]`)."""
         length = np.minimum(self.pack.length[indices], self.W)
-        for row, start, n in zip(samples, self.pack.start[indices], length, strict=True):
-            row[:n] = self.pack.samples[start : start + n]
-        waveform = torch.from_numpy(samples).to(self.device).float().mul_(INT16_SCALE)
-        return waveform, torch.from_numpy(length).to(self.device)
+        spans = zip(self.pack.start[indices], length, strict=True)
+        samples = np.concatenate([self.pack.samples[start : start + n] for start, n in spans])
+        start = np.cumsum(length) - length
+        return [torch.from_numpy(array).to(self.device) for array in (samples, start, length)]
 
     def _targets(self, indices):
         return torch.from_numpy(self.pack.labels[indices]).to(self.device)
 
     def raw(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(un-normalised log-mel `[B, T, F]`, length in samples `[B]`) of clips of the split."""
-        waveform, length = self._waves(self.indices[positions])
-        return self.front_end.log_mel(waveform, length), length
+        packed = self._packed(self.indices[positions])
+        return self.front_end.log_mel(kernels.waveforms(*packed, self.W), packed[2], centred=True), packed[2]
 
     def plain(self, positions: np.ndarray) -> Batch:
         """Clips as they are, without augmentation; positions within the split."""
         indices = self.indices[positions]
         with ranges.range("load"):
-            waveform, length = self._waves(indices)
+            packed = self._packed(indices)
         with ranges.range("front end"):
-            log_mel = self.front_end(waveform, length)
+            log_mel = self.front_end.log_mel(kernels.waveforms(*packed, self.W), packed[2], centred=True)
+            self.front_end.normalise(log_mel)
         return Batch(log_mel, self._targets(indices), indices)
 
     def augmented(self, positions: np.ndarray, tickets: np.ndarray, epoch: int, augment: Augment) -> Batch:
@@ -69,35 +67,28 @@ class Feed:
         ticket = torch.from_numpy(tickets).to(self.device)
         targets = self._targets(indices)
         with ranges.range("load"):
-            waveform, length = self._waves(indices)
-            waveform, targets = self._mixed(waveform, length, targets, ticket, epoch, augment)
+            samples, start, length = self._packed(indices)
+            samples, partner, targets = self._partners(samples, targets, ticket, epoch, augment)
         with ranges.range("front end"):
+            waveform = kernels.waveforms(samples, start, length, self.W, augment.gain(epoch, ticket), partner)
             roll = augment.roll(epoch, ticket)
-            log_mel = self.front_end.log_mel(waveform, length, roll)
+            log_mel = self.front_end.log_mel(waveform, length, roll, centred=True)
         with ranges.range("mask"):
             augment.mask(log_mel, self.front_end.valid_frames(length), epoch, ticket, roll)
-            self.front_end.normalise(log_mel)
-            augment.add_noise(log_mel, epoch, ticket)
+            self.front_end.normalise(log_mel, augment.noise(epoch, ticket))
         return Batch(log_mel, targets, indices)
 
-    def _mixed(self, waveform, length, targets, ticket, epoch, augment):
-        """Gain and mixup on waveforms; labels mix as the waveforms do (AST, src/dataloader.py)."""
-        gain = augment.gain(epoch, ticket)
-        if gain is not None:
-            waveform = waveform * gain[:, None]
+    def _partners(self, samples, targets, ticket, epoch, augment):
+        """(samples that hold the partners too, what `kernels.waveforms` takes of them, targets mixed as the waveforms are)."""
         drawn = augment.mixup(epoch, ticket, len(self.indices))
         if drawn is None:
-            return waveform, targets
+            return samples, None, targets
         mixed, partner, weight = drawn
-        weight = torch.where(mixed, weight, 1.0)[:, None]
+        weight = torch.where(mixed, weight, 1.0)
         others = self.indices[partner.cpu().numpy()]
-        other, other_length = self._waves(others)
-        other = kernels.remove_mean(other, other_length)
-        # The partner is cut to the first clip's length, or followed by zeros up to it.
-        inside = torch.arange(self.W, device=self.device) < length[:, None]
-        mix = weight * kernels.remove_mean(waveform, length) + (1 - weight) * torch.where(inside, other, 0.0)
-        waveform = torch.where(mixed[:, None], mix, waveform)
-        return waveform, weight * targets + (1 - weight) * self._targets(others)
+        more, start, length = self._packed(others)
+        targets = weight[:, None] * targets + (1 - weight[:, None]) * self._targets(others)
+        return torch.cat([samples, more]), (start + len(samples), length, weight), targets
 
 
 class Order:

@@ -221,7 +221,7 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.T
 def planned(task: loop.Task) -> dict[str, str]:
     """Operation -> the backend that this run will take."""
     precision = str(task.precision).removeprefix("torch.")
-    operations = {"fbank": "float32"}
+    operations = {"waveforms": "int16", "fbank": "float32", "normalise": "float32"}
     if task.settings.augment != "none":
         operations |= {{"specmask": "spec_mask", "specaugment": "spec_augment"}[task.settings.augment]: "int64"}
         operations["paint"] = "float32"

@@ -1,6 +1,6 @@
 """Samples to log-mel."""
 
-from kernels.fbank.op import fbank, remove_mean
+from kernels.fbank.op import fbank, normalise
 from kernels.fbank.reference import FbankSettings
 
-__all__ = ["FbankSettings", "fbank", "remove_mean"]
+__all__ = ["FbankSettings", "fbank", "normalise"]

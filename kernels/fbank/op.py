@@ -3,7 +3,7 @@
 import torch
 
 from kernels import dispatch
-from kernels.fbank.reference import FbankSettings, clip_mean
+from kernels.fbank.reference import FbankSettings
 
 
 def fbank(
@@ -16,9 +16,9 @@ def fbank(
     """Log-mel of a batch of clips, `[B, T, F]`, time-major.
 
     waveform: `[B, W]` float32 or float64 in -1..1 at settings.sample_rate, each clip's own mean already taken off where
-    that is wanted (see `remove_mean`). length: int64 `[B]`, samples of each clip; None means all W. T: frames to return,
-    padded with zeros or cut at the end; None means as many as W holds. roll: int64 `[B]`, frames to roll each clip by,
-    round the end of its T frames.
+    that is wanted (`kernels.waveforms` and `kernels.remove_mean` do). length: int64 `[B]`, samples of each clip; None means
+    all W. T: frames to return, padded with zeros or cut at the end; None means as many as W holds. roll: int64 `[B]`,
+    frames to roll each clip by, round the end of its T frames.
 
     Equal to torchaudio.compliance.kaldi.fbank with AST's parameters (AST, src/dataloader.py); row b is the same bits
     whatever else is in the batch. Raises ValueError for another shape, type or a clip shorter than one window.
@@ -39,7 +39,19 @@ def fbank(
     return dispatch.choose("fbank", waveform)(waveform, length, settings, T, roll)
 
 
-def remove_mean(waveform: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Each clip minus its own mean, zero again behind length[b]; `[B, W]` in and out."""
-    inside = torch.arange(waveform.shape[1], device=waveform.device) < length[:, None]
-    return torch.where(inside, waveform - clip_mean(waveform, length)[:, None], 0.0)
+def normalise(
+    log_mel: torch.Tensor,
+    mean: float,
+    std: float,
+    noise: tuple[int | torch.Tensor, int | torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """(log_mel - mean) / (2 std), AST's convention, in place; `[B, T, F]`, which has to be the caller's own buffer.
+
+    noise: (seed, epoch, tickets int64 `[B]`), to add `kernels.draws.draw_noise` on the way. Returns log_mel.
+    Raises ValueError for another shape, a std that is not above 0, or tickets that are not int64 `[B]`.
+    """
+    if log_mel.ndim != 3 or not std > 0:
+        raise ValueError(f"normalise takes log_mel (B, T, F) and std above 0, got {tuple(log_mel.shape)} and std={std}")
+    if noise is not None and (noise[2].shape != log_mel.shape[:1] or noise[2].dtype != torch.int64):
+        raise ValueError(f"tickets is int64 ({log_mel.shape[0]},), got {noise[2].dtype} {tuple(noise[2].shape)}")
+    return dispatch.choose("normalise", log_mel)(log_mel, mean, std, noise)

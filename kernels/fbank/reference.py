@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from kernels import draws
+
 # Frames that go through the FFT and the mel product at a time. The number is fixed and the last block is padded, so
 # that a frame meets the same matrix product whatever else is in the batch; 512 rows stay in a core's second-level cache.
 BLOCK = 512
@@ -56,7 +58,8 @@ def mel_matrix(settings: FbankSettings) -> torch.Tensor:
     """Triangular mel filters, float32 `[n_mels, n_fft // 2 + 1]`; the Nyquist bin has weight 0.
 
     Computed in float32 as Kaldi and torchaudio do: the narrow filters at the bottom feel the rounding (up to 1e-4 in
-    the logarithm), and equal features need equal filters.
+    the logarithm), and equal features need equal filters. Only the logarithm is rounded once from float64, because
+    torch's float32 one has other last bits on other processors, and a model should hear the same everywhere.
     """
     nyquist = settings.sample_rate / 2
     high = settings.high_hz if settings.high_hz > 0 else nyquist + settings.high_hz
@@ -66,7 +69,7 @@ def mel_matrix(settings: FbankSettings) -> torch.Tensor:
     left, centre, right = (low_mel + (number + k) * spacing for k in (0.0, 1.0, 2.0))
     bins = settings.n_fft // 2
     frequency = (settings.sample_rate / settings.n_fft) * torch.arange(bins, dtype=torch.float32)
-    mel = (MEL_SCALE * (1.0 + frequency / MEL_BREAK_HZ).log())[None]
+    mel = (MEL_SCALE * (1.0 + frequency / MEL_BREAK_HZ).double().log().float())[None]
     weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
     return torch.nn.functional.pad(weights, (0, 1))
 
@@ -75,19 +78,6 @@ def mel_matrix(settings: FbankSettings) -> torch.Tensor:
 def window(settings: FbankSettings, dtype: torch.dtype) -> torch.Tensor:
     """The symmetric Hann window, `[frame]`."""
     return torch.hann_window(settings.frame, periodic=False, dtype=dtype)
-
-
-def clip_mean(waveform: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Mean of each clip's first length[b] samples, `[B]`; waveform `[B, W]` is zero behind them.
-
-    Summed in float64, 256 samples at a time and then one after the other, so that a clip's mean does not depend on how
-    long the others are.
-    """
-    B, W = waveform.shape
-    chunks = torch.nn.functional.pad(waveform, (0, -W % 256)).view(B, -1, 256)
-    running = chunks.sum(-1, dtype=torch.float64).cumsum(1)
-    last = ((length - 1).clamp_min(0) // 256)[:, None]
-    return (running.gather(1, last).squeeze(1) / length.clamp_min(1)).to(waveform.dtype)
 
 
 def fbank(waveform, length, settings, T, roll):
@@ -125,3 +115,11 @@ def _block(rows, taper, filters, padded, settings):
     frame *= taper
     power = torch.view_as_real(torch.fft.rfft(padded)).square().sum(-1)  # (BLOCK, n_fft // 2 + 1)
     return (power @ filters).clamp_min_(LOG_FLOOR).log_()
+
+
+def normalise(log_mel, mean, std, noise):
+    """(x - mean) / (2 std), plus the keyed noise where it is asked for; in place."""
+    log_mel.sub_(mean).div_(2 * std)
+    if noise is not None:
+        log_mel.add_(draws.draw_noise(*noise, *log_mel.shape[1:]))
+    return log_mel
