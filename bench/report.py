@@ -1,13 +1,22 @@
-"""python -m bench.report: write README's table of results anew from bench/results/; with --check, only compare."""
+"""python -m bench.report: write the tables of README and docs/PERFORMANCE.md anew; with --check, only compare."""
 
 import json
 import statistics
 import sys
 from pathlib import Path
 
+from bench import measure
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
+PARTS = {
+    "patch_embed": "Patch embedding",
+    "spec_mask": "SpecMask, drawn and painted",
+    "fbank": "Front end: waveform to log-mel",
+    "selective_scan": "AuM's scan, both directions",
+}
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
 NAMES = {"ast": "AST", "aum": "AuM"}
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
@@ -59,32 +68,69 @@ def _percent(group: list[dict], name: str) -> str:
     return f"**{statistics.mean(values):.1f}** ± {statistics.stdev(values):.1f} ({each})"
 
 
-def rendered(text: str) -> str:
-    """README with the table between its marks as the results have it.
+def performance(folder: Path = measure.RESULTS) -> str:
+    """A table for each part and machine, of the newest line of each case."""
+    return "\n\n".join(f"## {title}\n\n{_part(measure.lines(part, folder))}" for part, title in PARTS.items())
+
+
+def _part(rows: list[dict]) -> str:
+    machines: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        machines.setdefault(row["machine"], {})[json.dumps(row["case"])] = row  # later lines replace earlier ones
+    texts = [f"{machine}:\n\n{_table(list(cases.values()))}" for machine, cases in machines.items()]
+    if not any("NVIDIA" in machine for machine in machines):
+        texts.append("On a GPU: not measured.")
+    return "\n\n".join(texts)
+
+
+def _table(rows: list[dict]) -> str:
+    """Ratios are the peer's time over ours: above 1, ours is faster."""
+    peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {}) if name != row["ours"]["backend"]))
+    shares = any("share" in row for row in rows)
+    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *(f"{name} / ours" for name in peers)]
+    table = [head, ["---"] * len(head)]
+    for row in rows:
+        case = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+        ours = row["ours"]
+        if not row["correct"]:
+            table.append([case, ours["backend"], "wrong", *[""] * (len(head) - 3)])
+            continue
+        cells = [case, ours["backend"], f"{ours['ms']:.3g}"]
+        if shares:
+            cells.append(f"{100 * row['share']:.0f} %" if "share" in row else "")
+        table.append(cells + [f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "" for name in peers])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+
+
+def rendered(text: str, content: str) -> str:
+    """A document with the content between its marks.
 
     Raises ValueError when the marks are missing.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md has no place for the results: it needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(lines())}\n{END}{after}"
+        raise ValueError(f"the document has no place for the results: it needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
 def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("error: python -m bench.report takes --check or nothing.", file=sys.stderr)
         return 2
-    text = README.read_text()
-    new = rendered(text)
-    if arguments:
-        print(
-            "README.md agrees with bench/results" if new == text else "README.md is behind: run python -m bench.report"
-        )
-        return 0 if new == text else 1
-    README.write_text(new)
-    print("README.md rendered")
-    return 0
+    behind = 0
+    for path, content in ((README, table(lines())), (PERFORMANCE, performance())):
+        text = path.read_text()
+        new = rendered(text, content)
+        behind += new != text
+        if arguments:
+            print(
+                f"{path.name} {'agrees with bench/results' if new == text else 'is behind: run python -m bench.report'}"
+            )
+        else:
+            path.write_text(new)
+            print(f"{path.name} rendered")
+    return 1 if arguments and behind else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import measure, report
 from train import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,9 +15,25 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 IDS = [path.name for path in DOCUMENTS]
 
 
-def test_readme_shows_what_the_results_hold():
-    text = (ROOT / "README.md").read_text()
-    assert report.rendered(text) == text, "README.md is behind bench/results: run `python -m bench.report`"
+def test_the_documents_show_what_the_results_hold(capsys):
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_table_of_the_benchmark(tmp_path):
+    """The newest line of a case counts; a wrong row has no figure; a machine with a GPU ends "not measured"."""
+    line = {"part": "fbank", "case": {"B": 2, "seconds": 1.0}, "ours": {"backend": "one", "ms": 4.0}, "correct": True}
+    line |= {"ratio": {"two": 1.5, "one": 1.0}, "machine": "laptop"}
+    measure.append(line, tmp_path)
+    measure.append(line | {"ratio": {"two": 2.5}}, tmp_path)
+    measure.append(line | {"case": {"B": 3, "seconds": 1.0}, "ours": {"backend": "one"}, "correct": False}, tmp_path)
+    text = report.performance(tmp_path)
+    assert "| case | ours | ms | two / ours |" in text
+    assert "| B 2, seconds 1 | one | 4 | 2.50 |" in text
+    assert "| B 3, seconds 1 | one | wrong |" in text
+    assert text.count("On a GPU: not measured.") == len(report.PARTS)
+    measure.append(line | {"machine": "NVIDIA H200", "share": 0.5}, tmp_path)
+    assert "| B 2, seconds 1 | one | 4 | 50 % | 1.50 |" in report.performance(tmp_path)
+    assert report.performance(tmp_path).count("not measured") == len(report.PARTS) - 1
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
@@ -30,7 +46,18 @@ def test_links_and_pictures_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
 def test_flags_of_train_run_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
-    other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
+    other = {
+        "--file",
+        "--checkpoint",
+        "--json",
+        "--embeddings",
+        "--split",
+        "--gpu",
+        "--slow",
+        "--check",
+        "--help",
+        "--rehearse",
+    }
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
     assert named <= known | other, named - known - other
