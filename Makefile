@@ -12,7 +12,7 @@ env: $(READY)
 
 # The CPU build of torch brings no triton: one is added for the interpreter. torchaudio is for tests alone, and its
 # compiled libraries, which nothing here needs, fail beside a CPU build of torch: they are taken out of .venv then.
-$(READY): requirements.txt Makefile
+$(READY): requirements.txt Makefile setup.py $(wildcard kernels/*/*.c kernels/*/*.h)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make env PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -20,6 +20,8 @@ $(READY): requirements.txt Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCHAUDIO)
 	$(BIN)/python -c 'import torchaudio' 2>/dev/null || rm -f .venv/lib/python*/site-packages/torchaudio/lib/*.so
 	$(BIN)/python -c 'import torch, torchaudio, triton, soundfile, soxr, safetensors, tyro, transformers'
+	$(BIN)/python setup.py --quiet build_ext --inplace 2>build.log || true
+	$(BIN)/python -c 'from kernels.selective_scan import native; print("native CPU kernels:", native.refuses("cpu", "float32") or native.level())'
 	touch $(READY)
 
 train: $(READY)
@@ -46,4 +48,4 @@ profile: $(READY)
 	FFTP_NVTX=1 nsys profile --trace=cuda,nvtx --force-overwrite=true --output=profiles/step $(BIN)/python -m train.run --fused --max-steps 50 --out profiles/run
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build build.log kernels/*/_native*.so *.egg-info .pytest_cache .ruff_cache

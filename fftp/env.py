@@ -16,6 +16,7 @@ import torch
 import kernels
 from kernels import dispatch
 from kernels.dispatch import TABLE
+from kernels.selective_scan import native
 
 PACKAGES = (
     "torch",
@@ -174,7 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     for name, version in versions():
         print(f"{name:<14} {version}")
-    print(f"{'device':<14} {device} ({where})\n")
+    print(f"{'device':<14} {device} ({where})")
+    print(f"{'native kernels':<14} {native.refuses('cpu', 'float32') or native.level()}\n")
     try:
         dispatch.check_overrides()
     except dispatch.BackendError as error:

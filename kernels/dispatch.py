@@ -30,6 +30,12 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
+def _native(device: str, dtype: str) -> str | None:
+    from kernels.selective_scan import native  # loads a library: not before somebody asks
+
+    return native.refuses(device, dtype)
+
+
 def _triton(device: str, dtype: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
@@ -89,10 +95,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (
+        Backend("native", "kernels.selective_scan.native:selective_scan", _native),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
-    "causal_conv": (Backend("reference", "kernels.selective_scan.reference:causal_conv"),),
+    "causal_conv": (
+        Backend("native", "kernels.selective_scan.native:causal_conv", _native),
+        Backend("reference", "kernels.selective_scan.reference:causal_conv"),
+    ),
 }
 
 _fused = False

@@ -1,16 +1,25 @@
 """The scan and the causal convolution: each backend against float64, forward and gradients by name."""
 
 import functools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as nnf
 
 import kernels
-from kernels.selective_scan import blocked
+from kernels.selective_scan import blocked, native
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "A_backward"]
-BACKENDS = ["reference", "blocked"]
+LEVELS = native.LEVELS if native.refuses("cpu", "float32") is None else ()
+LEVELS = [level for number, level in enumerate(LEVELS) if number <= native._library().fftp_level()]
+needs_native = pytest.mark.skipif(not LEVELS, reason=f"the native kernels: {native.refuses('cpu', 'float32')}.")
+BACKENDS = ["reference", "blocked", pytest.param("native", marks=needs_native)]
+FUSED = ["blocked", pytest.param("native", marks=needs_native)]
 
 
 def use(monkeypatch, backend):
@@ -92,18 +101,23 @@ def test_the_references_gradients_are_its_derivatives():
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("E", [20, 192])
 @pytest.mark.parametrize("L", [1, 2, 63, 97])
-def test_blocked_by_the_2x_rule(L, E, reverse, two, monkeypatch):
+@pytest.mark.parametrize("backend", FUSED)
+def test_by_the_2x_rule(backend, L, E, reverse, two, monkeypatch):
     """Its largest error against float64 is at most twice the float32 reference's, plus one unit in the last place of the scale.
 
     The largest over four draws of the inputs: in a single draw a gradient of twenty numbers (delta_bias) can find the
     reference lucky. Five clips of 97 tokens and 192 channels are two blocks. Seen: the means over draws are alike.
     """
+    by_the_2x_rule(monkeypatch, backend, (5, L, E), reverse, two)
+
+
+def by_the_2x_rule(monkeypatch, backend, sizes, reverse=False, two=True, S=16, seeds=4):
     worst = {}
-    for seed in range(4):
-        given = arguments(5, L, E, two=two, seed=seed)
+    for seed in range(seeds):
+        given = arguments(*sizes, S=S, two=two, seed=seed)
         use(monkeypatch, "reference")
         exact, plain = run(given, reverse), run(as_float32(given), reverse)
-        use(monkeypatch, "blocked")
+        use(monkeypatch, backend)
         got = run(as_float32(given), reverse)
         assert got.keys() == exact.keys()
         for name, wanted in exact.items():
@@ -114,6 +128,101 @@ def test_blocked_by_the_2x_rule(L, E, reverse, two, monkeypatch):
             worst[name] = [max(pair) for pair in zip(errors, worst.get(name, (0.0, 0.0)), strict=True)]
     for name, (ours, reference) in worst.items():
         assert ours <= 2 * reference + 1, f"{name}: {ours:.2f} units, the reference {reference:.2f}"
+
+
+@needs_native
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sizes", [(2, 63, 200), (2, 249, 20)], ids=str)
+def test_each_instruction_set_by_the_2x_rule(level, sizes, monkeypatch):
+    """Channels that fill no vector, and chunks of tokens that end inside one."""
+    monkeypatch.setenv("FFTP_NATIVE", level)
+    assert native.level() == level
+    by_the_2x_rule(monkeypatch, "native", sizes)
+
+
+@needs_native
+def test_a_long_clip_by_the_2x_rule(monkeypatch):
+    by_the_2x_rule(monkeypatch, "native", (1, 1213, 12), seeds=2)
+
+
+@needs_native
+@pytest.mark.parametrize("S", [1, 5, 64])
+def test_any_number_of_states(S, monkeypatch):
+    by_the_2x_rule(monkeypatch, "native", (2, 40, 20), S=S)
+
+
+@needs_native
+def test_more_states_than_there_is_room_for(monkeypatch):
+    use(monkeypatch, "native")
+    with pytest.raises(RuntimeError, match="64 states and the convolution 16 taps at most"):
+        kernels.selective_scan(**as_float32(arguments(1, 3, 4, S=65)))
+
+
+@needs_native
+def test_native_results_do_not_depend_on_batch_threads_or_time(monkeypatch):
+    """Row-wise results bit for bit at batch 1 and 6, everything bit for bit on one thread and on two, and twice."""
+    use(monkeypatch, "native")
+    given = as_float32(arguments(6, 70, 40))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = run(given)
+        torch.set_num_threads(2)
+        again = [run(given) for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    for other in again:
+        assert all(torch.equal(other[name], whole[name]) for name in whole)
+    rows = ("u", "delta", "B", "C", "z")
+    for b in (0, 5):
+        alone = {n: t[b : b + 1] if n in rows else t for n, t in given.items()}
+        assert torch.equal(kernels.selective_scan(**alone)[0], whole["out"][b])
+
+
+@needs_native
+def test_the_native_exponential_is_exact_where_it_has_to_be(monkeypatch):
+    """A state under steps of nothing stays what it is for a thousand tokens: e^0 is 1, not nearly 1."""
+    use(monkeypatch, "native")
+    L, E = 1000, 20
+    delta, bias = torch.full((1, L, E), -40.0), torch.zeros(E)  # steps of 4e-18
+    delta[:, 0] = 5.0
+    B, C = torch.zeros(1, L, 16), torch.ones(1, L, 16)
+    B[:, 0] = 1.0
+    z, u = torch.full((1, L, E), 30.0), torch.ones(1, L, E)
+    y = kernels.selective_scan(u, delta, -torch.ones(E, 16), B, C, torch.zeros(E), z, bias) / 30.0
+    assert torch.equal(y[:, 1:], y[:, :1].expand(-1, L - 1, -1))
+
+
+def test_the_native_kernels_are_built_where_there_is_a_compiler(tmp_path):
+    """setup.py builds the library from a copy of the sources, and a process that finds it uses it."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("there is no C compiler here.")
+    copied = shutil.copytree(
+        ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    where = {"cwd": tmp_path, "capture_output": True, "text": True}
+    asked = [sys.executable, "-c", "from kernels.selective_scan import native as n; print(n.refuses('cpu', 'float32'))"]
+    assert "setup.py build_ext --inplace" in subprocess.run(asked, check=True, **where).stdout
+    built = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], **where)
+    assert list(copied.glob("selective_scan/_native*")), built.stdout + built.stderr
+    assert "warning" not in built.stderr.lower().replace("setuptoolsdeprecationwarning", ""), built.stderr
+    assert subprocess.run(asked, check=True, **where).stdout.strip() == "None"
+
+
+def test_a_library_that_cannot_be_loaded_is_a_reason(tmp_path, monkeypatch):
+    (tmp_path / "_native.so").write_bytes(b"not a library")
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native._library.cache_clear()
+    try:
+        assert "cannot be loaded" in native.refuses("cpu", "float32")
+        (tmp_path / "_native.so").unlink()
+        native._library.cache_clear()
+        assert "it is not built" in native.refuses("cpu", "float32")
+        assert "the tensors are on cuda" in native.refuses("cuda", "float32")
+    finally:
+        native._library.cache_clear()
 
 
 @pytest.mark.parametrize("clips", [1, 2, 5])
@@ -200,7 +309,8 @@ def test_steps_of_almost_nothing_pass_the_state_on(backend, monkeypatch):
     given = as_float32(arguments(2, 31, 20, two=False))
     given["delta"] = torch.full_like(given["delta"], -1e4)
     wanted = given["D"] * given["u"] * nnf.silu(given["z"])
-    assert torch.equal(kernels.selective_scan(**given), wanted)
+    # The gate's own rounding: a few units in the last place of numbers up to 10.
+    torch.testing.assert_close(kernels.selective_scan(**given), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_backend_calls_keep_no_memory_of_each_other(monkeypatch):
@@ -229,8 +339,9 @@ def test_gradients_of_two_scans_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_are_scanned_in_float32(dtype, monkeypatch):
-    use(monkeypatch, "blocked")
+@pytest.mark.parametrize("backend", FUSED)
+def test_half_precision_inputs_are_scanned_in_float32(backend, dtype, monkeypatch):
+    use(monkeypatch, backend)
     given = {n: t.to(dtype) for n, t in arguments(2, 33, 20).items()}
     wanted = kernels.selective_scan(**{n: t.float() for n, t in given.items()}).to(dtype)
     got = kernels.selective_scan(**given)
@@ -290,6 +401,42 @@ def test_causal_conv(B, L, E, K, reverse, device):
     for name, wanted in results[1].items():
         # Sums of up to seven terms (66 in the gradients) in float64. Seen: 5e-15.
         torch.testing.assert_close(results[0][name], wanted, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@needs_native
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 33, 200, 4), (2, 1, 20, 4), (2, 97, 12, 7), (1, 1213, 17, 1)], ids=str)
+def test_native_causal_conv_by_the_2x_rule(level, reverse, sizes, monkeypatch):
+    monkeypatch.setenv("FFTP_NATIVE", level)
+    B, L, E, K = sizes
+    generator = torch.Generator().manual_seed(L)
+    given = [torch.randn(*shape, generator=generator) for shape in ((B, L, E), (E, K), (E,))]
+    grad = torch.randn(B, L, E, generator=generator)
+    results = {}
+    for name, dtype in (("reference", torch.float64), ("plain", torch.float32), ("native", torch.float32)):
+        monkeypatch.setenv("FFTP_BACKEND", f"causal_conv={name.replace('plain', 'reference')}")
+        leaves = [t.to(dtype).requires_grad_() for t in given]
+        out = kernels.causal_conv(*leaves, reverse)
+        results[name] = [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+    for exact, plain, ours in zip(*results.values(), strict=True):
+        unit = torch.finfo(torch.float32).eps * float(exact.abs().max())
+        errors = [float((found.double() - exact).abs().max()) for found in (ours, plain)]
+        assert errors[0] <= 2 * errors[1] + unit
+
+
+@needs_native
+def test_native_causal_conv_of_views_nan_and_nothing(monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", "causal_conv=native")
+    whole, weight, bias = torch.randn(3, 9, 40), torch.randn(20, 4), torch.randn(20)
+    u = whole[:, :, 20:]
+    plain = kernels.causal_conv(u.contiguous(), weight, bias)
+    assert torch.equal(kernels.causal_conv(u, weight, bias), plain)
+    sick = u.clone()
+    sick[1, 3, 2] = float("nan")
+    assert torch.equal(kernels.causal_conv(sick, weight, bias)[[0, 2]], plain[[0, 2]])
+    assert kernels.causal_conv(sick, weight, bias)[1].isnan().any()
+    assert kernels.causal_conv(u[:0], weight, bias).shape == (0, 9, 20)
 
 
 def test_causal_conv_sees_no_future(device):

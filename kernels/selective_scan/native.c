@@ -1,0 +1,165 @@
+/* AuM's scan and causal convolution on a CPU, forward and backward, through a plain C interface (native.py calls it).
+ *
+ * Channels stand side by side in vector lanes, so that nothing is ever added across lanes inside the recurrence; the
+ * code is one (native_body.h), compiled for the baseline, AVX2 with FMA and AVX-512, and chosen at run time. Tasks are
+ * clips (or a clip's channel blocks): what a task computes depends on its own inputs alone, so that neither the number of
+ * threads nor their timing changes a bit.
+ */
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define MOST_STATES 64
+#define MOST_TAPS 16
+#define CHUNK 32 /* tokens whose states and decays the backward keeps at a time: 64 KB at 16 lanes and 16 states */
+
+typedef struct {
+    const float *at;
+    long clip, row; /* elements from clip to clip and from token to token; channels are neighbours */
+} Rows;
+
+typedef struct {
+    Rows u, delta, z, B, C, grad;
+    const float *A, *A_backward, *D, *bias; /* (E, S), (E, S) or null, (E), (E) */
+    float *out, *y;                         /* (B, L, E); y is before the gate: null where nobody will ask for gradients */
+    float *d_u, *d_delta, *d_z, *d_B, *d_C; /* (B, L, E) x 3, (B, L, S) x 2 */
+    float *d_A, *d_D, *d_bias;              /* for each clip: (B, ways, E, S), (B, E), (B, E) */
+    long clips, L, E, S, reverse;
+} Scan;
+
+typedef struct {
+    Rows u, grad;
+    const float *weight, *bias; /* (E, K), (E) */
+    float *out, *d_u, *d_weight, *d_bias; /* (B, L, E) x 2, for each clip: (B, E, K), (B, E) */
+    long clips, L, E, K, reverse;
+} Conv;
+
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed between functions that are all inlined */
+
+/* The second operand where either is NaN, as the instructions have it. */
+#if defined(__x86_64__)
+#define AT_LEAST(a, x) ((VEC)_mm_max_ps((__m128)(a), (__m128)(x)))
+#define AT_MOST(a, x) ((VEC)_mm_min_ps((__m128)(a), (__m128)(x)))
+#else
+#define AT_LEAST(a, x) PICK((a) > (x), a, x)
+#define AT_MOST(a, x) PICK((a) < (x), a, x)
+#endif
+#define LANES 4
+#define TARGET
+#define NAME(f) f##_baseline
+#include "native_body.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+
+#if defined(__x86_64__)
+#undef AT_LEAST
+#undef AT_MOST
+#define AT_LEAST(a, x) ((VEC)_mm256_max_ps((__m256)(a), (__m256)(x)))
+#define AT_MOST(a, x) ((VEC)_mm256_min_ps((__m256)(a), (__m256)(x)))
+#define LANES 8
+#define TARGET __attribute__((target("avx2,fma")))
+#define NAME(f) f##_avx2
+#include "native_body.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+
+#undef AT_LEAST
+#undef AT_MOST
+#define AT_LEAST(a, x) ((VEC)_mm512_max_ps((__m512)(a), (__m512)(x)))
+#define AT_MOST(a, x) ((VEC)_mm512_min_ps((__m512)(a), (__m512)(x)))
+#define LANES 16
+#define TARGET __attribute__((target("avx512f,avx512dq,avx2,fma,prefer-vector-width=512")))
+#define NAME(f) f##_avx512
+#include "native_body.h"
+#undef LANES
+#undef TARGET
+#undef NAME
+#endif
+
+enum { BASELINE, AVX2, AVX512 };
+
+/* The best instruction set that this processor has. */
+int fftp_level(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return BASELINE;
+}
+
+static long lanes_of(int level) { return level == AVX512 ? 16 : level == AVX2 ? 8 : 4; }
+
+enum { SCAN_FORWARD, SCAN_BACKWARD, CONV_FORWARD, CONV_BACKWARD };
+
+typedef struct {
+    const void *given;
+    long tasks, next, room; /* room: floats of scratch that a thread needs */
+    int kind, level, failed;
+} Job;
+
+#if defined(__x86_64__)
+#define CALL(f, ...) \
+    (job->level == AVX512 ? f##_avx512(__VA_ARGS__) : job->level == AVX2 ? f##_avx2(__VA_ARGS__) : f##_baseline(__VA_ARGS__))
+#else
+#define CALL(f, ...) f##_baseline(__VA_ARGS__)
+#endif
+
+/* What a thread does: take the next task until none is left. */
+static void work(void *pointer) {
+    Job *job = pointer;
+    float *room = 0;
+    if (job->room && posix_memalign((void **)&room, 64, 4 * job->room)) {
+        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    long lanes = lanes_of(job->level);
+    for (;;) {
+        long task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (task >= job->tasks) break;
+        if (job->kind == SCAN_FORWARD) {
+            const Scan *g = job->given;
+            long blocks = (g->E + lanes - 1) / lanes;
+            CALL(scan_forward, g, task / blocks, task % blocks * lanes, room);
+        } else if (job->kind == SCAN_BACKWARD)
+            CALL(scan_backward, job->given, task, room);
+        else if (job->kind == CONV_FORWARD)
+            CALL(conv_forward, job->given, task);
+        else
+            CALL(conv_backward, job->given, task, room);
+    }
+    free(room);
+}
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+/* Run a kind of work on so many threads. parallel is the GOMP_parallel of the OpenMP that PyTorch has loaded, or null: its
+ * threads spin for a while after PyTorch's own work, so that others would have to share the cores with them.
+ * Returns 0, 1 where the processor lacks the level, 2 where memory is short, 3 for more states or taps than there is room for. */
+int fftp_run(int kind, const void *given, int level, int threads, Parallel parallel) {
+    Job job = {given, 0, 0, 0, kind, level, 0};
+    long lanes = lanes_of(level);
+    if (level > fftp_level() || level < 0) return 1;
+    if (kind == SCAN_FORWARD || kind == SCAN_BACKWARD) {
+        const Scan *g = given;
+        long chunks = (g->L + CHUNK - 1) / CHUNK;
+        if (g->S > MOST_STATES) return 3;
+        job.tasks = kind == SCAN_FORWARD ? g->clips * ((g->E + lanes - 1) / lanes) : g->clips;
+        job.room = kind == SCAN_FORWARD ? 3 * g->L : 6 * g->L + (2 * g->L + chunks + 2 * CHUNK) * g->S;
+    } else {
+        const Conv *g = given;
+        if (g->K > MOST_TAPS) return 3;
+        job.tasks = g->clips;
+        job.room = kind == CONV_BACKWARD ? g->L : 0;
+    }
+    job.room *= lanes;
+    if (threads > job.tasks) threads = (int)job.tasks;
+    if (threads > 1 && parallel)
+        parallel(work, &job, (unsigned)threads, 0);
+    else
+        work(&job);
+    return job.failed ? 2 : 0;
+}

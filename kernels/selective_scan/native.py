@@ -1,0 +1,212 @@
+"""AuM's scan and convolution on a CPU through native.c: what is handed over, and the gradients.
+
+The library is built by `python setup.py build_ext --inplace` (`make env` does it); without it dispatch takes the forms
+made of PyTorch's operations. Float32; row-wise results are the same bits at any batch size and number of threads.
+"""
+
+import ctypes
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kernels.selective_scan.reference import precise
+
+LEVELS = ("baseline", "AVX2", "AVX-512")
+FOLDER = Path(__file__).parent
+_SCAN_FORWARD, _SCAN_BACKWARD, _CONV_FORWARD, _CONV_BACKWARD = range(4)
+_FAULTS = {
+    1: "this processor lacks the instruction set that FFTP_NATIVE asks for",
+    2: "the scan's scratch memory could not be had",
+    3: "the scan takes 64 states and the convolution 16 taps at most",
+}
+
+_pointer = ctypes.c_void_p
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (("at", _pointer), ("clip", ctypes.c_long), ("row", ctypes.c_long))
+
+
+def _structure(rows, pointers, numbers):
+    """A structure of native.c: tensors of rows, then plain arrays, then counts."""
+    fields = [(name, _Rows) for name in rows.split()] + [(name, _pointer) for name in pointers.split()]
+    fields += [(name, ctypes.c_long) for name in numbers.split()]
+    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
+
+
+_Scan = _structure(
+    "u delta z B C grad",
+    "A A_backward D bias out y d_u d_delta d_z d_B d_C d_A d_D d_bias",
+    "clips L E S reverse",
+)
+_Conv = _structure("u grad", "weight bias out d_u d_weight d_bias", "clips L E K reverse")
+
+
+def refuses(device: str, dtype: str) -> str | None:
+    """Why the native forms cannot run, or None."""
+    if device != "cpu":
+        return f"it is written for a CPU; the tensors are on {device}"
+    if dtype == "float64":
+        return "it computes in float32; the tensors are float64"
+    try:
+        _library()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def level() -> str:
+    """The instruction set in use: the best this processor has, or a lower one by FFTP_NATIVE (baseline, AVX2, AVX-512)."""
+    return LEVELS[_level()]
+
+
+@cache
+def _library():
+    """The built library. Raises OSError, which says what to do."""
+    built = sorted(FOLDER.glob("_native*.so")) + sorted(FOLDER.glob("_native*.pyd"))
+    if not built:
+        raise OSError("it is not built: python setup.py build_ext --inplace does it where there is a C compiler")
+    try:
+        library = ctypes.CDLL(str(built[0]))
+    except OSError as error:
+        raise OSError(f"{built[0].name} cannot be loaded ({error}): build it anew") from None
+    library.fftp_run.argtypes = [ctypes.c_int, _pointer, ctypes.c_int, ctypes.c_int, _pointer]
+    return library
+
+
+def _level():
+    wanted = os.environ.get("FFTP_NATIVE")
+    return LEVELS.index(wanted) if wanted in LEVELS else _library().fftp_level()
+
+
+@cache
+def _parallel():
+    """GOMP_parallel of the OpenMP library that PyTorch has loaded, or None: then one thread does all."""
+    try:
+        loaded = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for path in dict.fromkeys(re.findall(r"(/\S*lib(?:gomp|iomp5|omp)\S*\.so\S*)", loaded)):
+        function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
+        if function is not None:
+            return ctypes.cast(function, _pointer)
+    return None
+
+
+def _run(kind, given):
+    fault = _library().fftp_run(kind, ctypes.byref(given), _level(), torch.get_num_threads(), _parallel())
+    if fault:
+        raise RuntimeError(_FAULTS[fault])
+
+
+def _rows(tensor):
+    """A `[B, L, n]` tensor as native.c reads it: any strides, as long as the last axis is dense."""
+    return _Rows(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def _dense(tensor):
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _fill(given, tensors):
+    """Put pointers of contiguous tensors in; those that are None stay null."""
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(given, name, tensor.data_ptr())
+
+
+def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
+    """As `reference.selective_scan`, for every type but float64."""
+    dtype = u.dtype
+    u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
+    return _ScanFunction.apply(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse).to(dtype)
+
+
+class _ScanFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, D, z, bias, A_backward, reverse):
+        u, delta, B, C, z = (_dense(t) for t in (u, delta, B, C, z))
+        A, D, bias = A.contiguous(), D.contiguous(), bias.contiguous()
+        A_backward = A_backward if A_backward is None else A_backward.contiguous()
+        out = torch.empty(u.shape)
+        y = torch.empty(u.shape) if any(ctx.needs_input_grad) else None
+        given = _scan(u, delta, A, B, C, D, z, bias, A_backward, reverse)
+        _fill(given, {"out": out, "y": y})
+        if out.numel():
+            _run(_SCAN_FORWARD, given)
+        ctx.reverse = reverse
+        ctx.save_for_backward(u, delta, A, B, C, D, z, bias, A_backward, y)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, delta, A, B, C, D, z, bias, A_backward, y = ctx.saved_tensors
+        grad = _dense(grad)
+        (clips, L, E), S, ways = u.shape, A.shape[1], 1 if A_backward is None else 2
+        made = {"d_u": (clips, L, E), "d_delta": (clips, L, E), "d_z": (clips, L, E)}
+        made |= {"d_B": (clips, L, S), "d_C": (clips, L, S)}
+        made |= {"d_A": (clips, ways, E, S), "d_D": (clips, E), "d_bias": (clips, E)}
+        found = {name: torch.empty(shape) for name, shape in made.items()}
+        given = _scan(u, delta, A, B, C, D, z, bias, A_backward, ctx.reverse)
+        given.grad = _rows(grad)
+        _fill(given, found | {"y": y})
+        if u.numel():
+            _run(_SCAN_BACKWARD, given)
+        # Clip by clip so far; over the clips in float64, in which the order of a sum does not show.
+        d_A, d_D, d_bias = (found[name].sum(0, dtype=torch.float64).float() for name in ("d_A", "d_D", "d_bias"))
+        d_A_backward = None if A_backward is None else d_A[1]
+        d_u, d_delta, d_z, d_B, d_C = (found[name] for name in ("d_u", "d_delta", "d_z", "d_B", "d_C"))
+        return d_u, d_delta, d_A[0], d_B, d_C, d_D, d_z, d_bias, d_A_backward, None
+
+
+def _scan(u, delta, A, B, C, D, z, bias, A_backward, reverse):
+    given = _Scan(clips=u.shape[0], L=u.shape[1], E=u.shape[2], S=A.shape[1], reverse=int(reverse))
+    for name, tensor in (("u", u), ("delta", delta), ("z", z), ("B", B), ("C", C)):
+        setattr(given, name, _rows(tensor))
+    _fill(given, {"A": A, "A_backward": A_backward, "D": D, "bias": bias})
+    return given
+
+
+def causal_conv(u, weight, bias, reverse):
+    """As `reference.causal_conv`, for every type but float64."""
+    dtype = torch.promote_types(u.dtype, weight.dtype)
+    return _ConvFunction.apply(*precise(u, weight, bias), reverse).to(dtype)
+
+
+class _ConvFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, weight, bias, reverse):
+        u, weight, bias = _dense(u), weight.contiguous(), bias.contiguous()
+        out = torch.empty(u.shape)
+        given = _conv(u, weight, bias, reverse)
+        _fill(given, {"out": out})
+        if out.numel():
+            _run(_CONV_FORWARD, given)
+        ctx.reverse = reverse
+        ctx.save_for_backward(u, weight, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, weight, bias = ctx.saved_tensors
+        grad = _dense(grad)
+        clips, _, E = u.shape
+        found = {"d_u": u.shape, "d_weight": (clips, E, weight.shape[1]), "d_bias": (clips, E)}
+        found = {name: torch.empty(shape) for name, shape in found.items()}
+        given = _conv(u, weight, bias, ctx.reverse)
+        given.grad = _rows(grad)
+        _fill(given, found)
+        if u.numel():
+            _run(_CONV_BACKWARD, given)
+        d_weight, d_bias = (found[name].sum(0, dtype=torch.float64).float() for name in ("d_weight", "d_bias"))
+        return found["d_u"], d_weight, d_bias, None
+
+
+def _conv(u, weight, bias, reverse):
+    given = _Conv(clips=u.shape[0], L=u.shape[1], E=u.shape[2], K=weight.shape[1], reverse=int(reverse))
+    given.u = _rows(u)
+    _fill(given, {"weight": weight, "bias": bias})
+    return given
