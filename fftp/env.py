@@ -109,6 +109,7 @@ def _cases(device):
 
     sizes = [(2, 19, 12), (2, 19, 12), (12, 16), (2, 19, 16), (2, 19, 16), (12,), (2, 19, 12), (12,), (12, 16)]
     yield "selective_scan", scan, [made(*size) for size in sizes]
+    yield "causal_conv", kernels.causal_conv, [made(2, 19, 12), made(12, 4), made(12)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,10 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for dtype in ("float32", "bfloat16"):
-        print(f"{'operation':<15} {'backend':<10} on {device}, {dtype}")
+        print(f"{'operation':<15} {'backend':<13} on {device}, {dtype}")
         for operation, backend, state in dispatch.table(device, dtype):
             if dtype == "float32" or operation in FOLLOW_AUTOCAST:
-                print(f"{operation:<15} {backend:<10} {state}")
+                print(f"{operation:<15} {backend:<13} {state}")
         print()
     if other := other_kernels_package():
         print(f"warning: another package called `kernels` lies at {other}; whichever is first on the path is imported.")
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows = check(device)
     for operation, backend, ours, theirs, good in rows:
-        print(f"{operation:<15} {backend:<10} error {ours:.1e}, reference {theirs:.1e}: {'ok' if good else 'WRONG'}")
+        print(f"{operation:<15} {backend:<13} error {ours:.1e}, reference {theirs:.1e}: {'ok' if good else 'WRONG'}")
     return 0 if all(row[-1] for row in rows) else 1
 
 
