@@ -7,7 +7,7 @@ directions. The original's traps are listed there.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -57,6 +57,23 @@ class AuMConfig:
         return Macs(paper, paper + self.depth * L * ways * (4 * E * self.state + 2 * E))
 
 
+class MixerState(NamedTuple):
+    """What a forward mixer knows of the tokens so far: the scan's state `[B, E, S]` and the convolution's last inputs
+    `[B, K - 1, E]`."""
+
+    scan: torch.Tensor
+    past: torch.Tensor
+
+
+class AuMState(NamedTuple):
+    """What `AuM.step` knows of the clips so far: each mixer's state, how many patches there were, and the class token's
+    features `[B, D]` once it has stood in its place (never, for place "end")."""
+
+    mixers: tuple[MixerState, ...]
+    patches: int
+    class_features: torch.Tensor | None
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in float32."""
 
@@ -83,15 +100,28 @@ class Branch(nn.Module):
 
     def forward(self, u, z, reverse, A_backward_log=None):
         """Scan u, gated by z, both `[B, L, E]`; both ways where A_backward_log `[E, S]` is given."""
-        R, S = self.dt_proj.in_features, self.A_log.shape[1]
         u = kernels.causal_conv(u, self.conv_weight, self.conv_bias, reverse)
-        raw, B, C = self.x_proj(u).split([R, S, S], -1)
-        # The bias joins in float32 inside the scan, as in the original.
-        delta = nn.functional.linear(raw, self.dt_proj.weight)
+        delta, B, C = self._selected(u)
         backward = None if A_backward_log is None else -A_backward_log.exp()
         return kernels.selective_scan(
             u, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias, A_backward=backward, reverse=reverse
         )
+
+    def step(self, u, z, state):
+        """One token of the forward scan: u, z `[B, E]`; returns (out `[B, E]`, state)."""
+        u, past = kernels.causal_conv_step(u, self.conv_weight, self.conv_bias, state.past)
+        delta, B, C = self._selected(u)
+        out, scan = kernels.selective_scan_step(
+            u, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias, state.scan
+        )
+        return out, MixerState(scan, past)
+
+    def _selected(self, u):
+        """Raw step sizes `[..., E]`, B and C `[..., S]` of the convolved input."""
+        R, S = self.dt_proj.in_features, self.A_log.shape[1]
+        raw, B, C = self.x_proj(u).split([R, S, S], -1)
+        # The bias joins in float32 inside the scan, as in the original.
+        return nn.functional.linear(raw, self.dt_proj.weight), B, C
 
 
 class Mixer(nn.Module):
@@ -114,6 +144,24 @@ class Mixer(nn.Module):
         if self.directions == "v2":
             y = (y + self.backward_branch(u, z, True)) / 2
         return self.out_proj(y)
+
+    def start(self, batch: int) -> MixerState:
+        """The state before the first token of `batch` clips. Raises ValueError for a mixer that looks both ways."""
+        if self.directions != "none":
+            raise ValueError(
+                f'directions "{self.directions}" scan backward too, which needs the whole clip: '
+                'only directions "none" go token by token'
+            )
+        weight, A = self.forward_branch.conv_weight, self.forward_branch.A_log
+        past = weight.new_zeros(batch, weight.shape[1] - 1, weight.shape[0])
+        wide = torch.promote_types(A.dtype, torch.float32)
+        return MixerState(A.new_zeros(batch, *A.shape, dtype=wide), past)
+
+    def step(self, x: torch.Tensor, state: MixerState) -> tuple[torch.Tensor, MixerState]:
+        """One token, `[B, D]` in and out, and the state after it: row t of `forward`, with what it saw before t."""
+        u, z = self.in_proj(x).chunk(2, -1)
+        y, state = self.forward_branch.step(u, z, state)
+        return self.out_proj(y), state
 
 
 class Layer(nn.Module):
@@ -176,6 +224,72 @@ class AuM(nn.Module):
 
     def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(log_mel))
+
+    def start(self, batch: int) -> AuMState:
+        """The state before the first patch of `batch` clips, for `step`.
+
+        Raises ValueError for directions "v1" and "v2", which need the whole clip, and for square patches, whose order is
+        not that of time.
+        """
+        if self.config.grid.n_f != 1:
+            raise ValueError(
+                f"a grid of {self.config.grid.n_f} bands does not come in the order of time: "
+                "only full-frequency patches go one by one"
+            )
+        state = AuMState(tuple(layer.mixer.start(batch) for layer in self.layers), 0, None)
+        return self._pass_class_token(state) if self.embed.place == 0 else state
+
+    def step(self, patch: torch.Tensor, state: AuMState) -> tuple[torch.Tensor, AuMState]:
+        """The next patch of each clip: (its token's features after the last norm `[B, D]`, the state after it).
+
+        patch `[B, pt, F]`: normalised log-mel, frames n st to n st + pt for the n-th call from 0. The work of a call does not
+        grow with n. The class token takes its place by itself; `class_features` reads it. The given state is left as it is.
+        Raises ValueError when the shape is another, or when there are learned positions and the grid's N patches are past.
+        """
+        grid, n, position = self.config.grid, state.patches, self.embed.position
+        if patch.ndim != 3 or patch.shape[1:] != (grid.pt, grid.F):
+            raise ValueError(f"a patch is (B, pt, F) with pt={grid.pt} and F={grid.F}, got {tuple(patch.shape)}")
+        if position is not None and n == grid.N:
+            raise ValueError(f"the {grid.N} patches that have a position are past: start anew")
+        row = None if position is None else position[1 + n : 2 + n]
+        nothing = self.embed.class_token[:0]
+        stride = (grid.st, grid.sf)
+        x = kernels.patch_embed(patch, self.embed.weight, self.embed.bias, stride, row, nothing, 0)[:, 0]  # (B, D)
+        x, mixers = self._through(x, state.mixers)
+        state = AuMState(mixers, n + 1, state.class_features)
+        stands_next = self.embed.where != "end" and n + 1 == self.embed.place
+        return self.norm(x), self._pass_class_token(state) if stands_next else state
+
+    def class_features(self, state: AuMState) -> torch.Tensor:
+        """The class token's features `[B, D]`, for `classify`.
+
+        place "end": of the patches so far, as if the clip ended here; after N patches they are `features` of the clip. Any
+        number of times: the state does not change. "middle" and "head": what the token saw before its place, which no later
+        patch changes; for "head" that is nothing of the clip. Raises ValueError when it has not stood in its place yet.
+        """
+        if self.embed.where == "end":
+            state = self._pass_class_token(state)
+        if state.class_features is None:
+            raise ValueError(
+                f"the class token stands before patch {self.embed.place}: there were {state.patches} so far"
+            )
+        return state.class_features
+
+    def _pass_class_token(self, state):
+        token = self.embed.class_token
+        if self.embed.position is not None:
+            token = token + self.embed.position[:1]
+        x, mixers = self._through(token.expand(state.mixers[0].scan.shape[0], -1), state.mixers)
+        return AuMState(mixers, state.patches, self.norm(x))
+
+    def _through(self, x, mixers):
+        """One token `[B, D]` through all layers: (the residual stream, the mixers' states after it)."""
+        after = []
+        for layer, state in zip(self.layers, mixers, strict=True):
+            y, state = layer.mixer.step(layer.norm(x), state)
+            x = x + y
+            after.append(state)
+        return x, tuple(after)
 
     def undecayed(self) -> set[str]:
         """Names of parameters that weight decay leaves alone: vectors, tokens, positions, and the decays themselves."""

@@ -1,89 +1,211 @@
-"""Published weights under their own names to ours: names, the order of kernel axes, nothing else.
+"""python -m fftp.convert FILE FOLDER: published weights of AST or AuM as a checkpoint of ours, for another geometry if asked.
 
-The originals hold patch kernels as `[D, 1, pf, pt]` (frequency first); ours are `[D, 1, pt, pf]`.
+Sizes and patch grid come from the tensors (`fftp.published`); positions and patch kernels are resized where the new grid
+differs, and a head of other classes is replaced.
 """
 
-import re
+import csv
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
-_AST = [
-    (r"v\.cls_token|v\.dist_token|v\.pos_embed", None),
-    (r"v\.patch_embed\.proj\.(weight|bias)", r"embed.\1"),
-    (r"v\.blocks\.(\d+)\.(norm[12])\.(\w+)", r"blocks.\1.\2.\3"),
-    (r"v\.blocks\.(\d+)\.attn\.(qkv|proj)\.(\w+)", r"blocks.\1.attention.\2.\3"),
-    (r"v\.blocks\.(\d+)\.mlp\.(fc[12])\.(\w+)", r"blocks.\1.\2.\3"),
-    (r"v\.norm\.(\w+)", r"norm.\1"),
-    (r"mlp_head\.0\.(\w+)", r"head_norm.\1"),
-    (r"mlp_head\.1\.(\w+)", r"head.\1"),
-    (r"v\.head(_dist)?\.\w+", None),  # ImageNet heads that AST keeps and never uses
-]
-_AUM = [
-    (r"cls_token|pos_embed(\.pos_embed)?", None),
-    (r"patch_embed\.proj\.(weight|bias)", r"embed.\1"),
-    (r"layers\.(\d+)\.norm\.weight", r"layers.\1.norm.weight"),
-    (r"layers\.(\d+)\.mixer\.(in_proj|out_proj)\.weight", r"layers.\1.mixer.\2.weight"),
-    (r"layers\.(\d+)\.mixer\.conv1d_b\.(\w+)", r"layers.\1.mixer.backward_branch.conv_\2"),
-    (r"layers\.(\d+)\.mixer\.(x_proj|dt_proj)_b\.(\w+)", r"layers.\1.mixer.backward_branch.\2.\3"),
-    (r"layers\.(\d+)\.mixer\.D_b", r"layers.\1.mixer.backward_branch.D"),
-    (r"layers\.(\d+)\.mixer\.conv1d\.(\w+)", r"layers.\1.mixer.forward_branch.conv_\2"),
-    (r"layers\.(\d+)\.mixer\.(x_proj|dt_proj)\.(\w+)", r"layers.\1.mixer.forward_branch.\2.\3"),
-    (r"layers\.(\d+)\.mixer\.(A_log|D)", r"layers.\1.mixer.forward_branch.\2"),
-    (r"norm_f\.weight", r"norm.weight"),
-    (r"head\.(\w+)", r"head.\1"),
-]
+from fftp import checkpoint, command
+from fftp.ast_model import AST, ASTConfig
+from fftp.aum_model import AuM
+from fftp.errors import UserError
+from fftp.frontend import STATISTICS, FrontEndSettings
+from fftp.patching import PatchGrid
+from fftp.published import Hints, from_ast, from_aum, load
+from kernels import FbankSettings
+
+__all__ = ["Options", "convert", "from_ast", "from_aum", "main"]
 
 
-def from_ast(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dict of AST's own code (names v.blocks.0...) -> state dict of `fftp.AST`.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Convert published weights of AST or AuM. What is not given stays as it is in the file."""
 
-    Raises ValueError for a tensor that AST does not have.
-    """
-    ours = _renamed(state, _AST)
-    state = _stripped(state)
-    tokens = [state[n] for n in ("v.cls_token", "v.dist_token") if n in state]
-    ours["embed.class_token"] = torch.cat(tokens, 1)[0]
-    ours["embed.position"] = state["v.pos_embed"][0]
-    return _time_major(ours)
-
-
-def from_aum(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dict of AuM's own code (names layers.0.mixer...) -> state dict of `fftp.AuM`.
-
-    The direction shows in the names: A_b_log alone is "v1", with conv1d_b it is "v2". Raises ValueError for a tensor that AuM
-    does not have.
-    """
-    state = _stripped(state)
-    both = any("conv1d_b" in name for name in state)
-    home = r"layers.\1.mixer.backward_branch.A_log" if both else r"layers.\1.mixer.A_backward_log"
-    ours = _renamed(state, [(r"layers\.(\d+)\.mixer\.A_b_log", home), *_AUM])
-    ours["embed.class_token"] = state["cls_token"][0]
-    position = state.get("pos_embed.pos_embed", state.get("pos_embed"))
-    if position is not None:
-        ours["embed.position"] = position[0]
-    return _time_major(ours)
-
-
-def _stripped(state):
-    """Without the prefix that torch's DataParallel leaves."""
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _renamed(state, rules):
-    ours = {}
-    for name, tensor in _stripped(state).items():
-        for pattern, replacement in rules:
-            if re.fullmatch(pattern, name):
-                if replacement is not None:
-                    ours[re.sub(pattern, replacement, name)] = tensor
-                break
-        else:
-            raise ValueError(f"{name!r} is not a tensor of this model; is the checkpoint another one's?")
-    return ours
+    patch: Literal["same", "fftp", "square"] = "same"
+    """Patches of the new checkpoint: the file's, full-frequency, or square."""
+    patch_time: int = 0
+    """Patch width, frames; 0 is the file's, or 10 for fftp and 16 for square."""
+    time_stride: int = 0
+    """Frames from patch to patch; 0 is the file's, or 4 for fftp and the patch's width for square."""
+    patch_freq: int = 0
+    """Patch height, bins; 0 is the file's, or 16 for square."""
+    freq_stride: int = 0
+    """Bins from patch to patch; 0 is the file's, or the patch's height for square."""
+    frames: int = 0
+    """Frames of the model's input; 0 is as many as the file's positions are for."""
+    resize: Literal["pinv", "bilinear"] = "pinv"
+    """How patch kernels are resized: FlexiViT's pseudo-inverse, or bilinear with antialias."""
+    labels: str = ""
+    """File of class names: a line each, or a CSV with a column display_name. Another number than the file's: a new head."""
+    multi_label: bool = False
+    """A clip may have several labels, as in AudioSet: sigmoid outputs."""
+    mean: float = STATISTICS["audioset"][0]
+    """Of the log-mel, for normalising; default AudioSet's."""
+    std: float = STATISTICS["audioset"][1]
+    """The same."""
+    place: Literal["head", "middle", "end"] = "middle"
+    """AuM: where the class token of the file stands."""
+    heads: int = 0
+    """AST: attention heads of the file; 0 is one for each 64 dimensions."""
+    file_time_stride: int = 0
+    """Frames from patch to patch in the file; 0 is 10 for AST and the patch's width for AuM."""
+    file_freq_stride: int = 0
+    """Bins from patch to patch in the file; 0 is 10 for AST and the patch's height for AuM."""
+    seed: int = 0
+    """Of a new head's weights."""
 
 
-def _time_major(ours):
-    ours["embed.weight"] = ours["embed.weight"].transpose(2, 3).contiguous()
-    for name in [n for n in ours if n.endswith("conv_weight")]:
-        ours[name] = ours[name].squeeze(1)  # depthwise: (E, 1, K) -> (E, K)
-    return ours
+def convert(path: Path, options: Options) -> tuple[AST | AuM, checkpoint.CheckpointConfig, str]:
+    """(The model, its configuration, what was done to the weights) of a file of published weights. Raises UserError."""
+    hints = Hints(
+        heads=options.heads,
+        time_stride=options.file_time_stride,
+        freq_stride=options.file_freq_stride,
+        place=options.place,
+        frames=options.frames,
+    )
+    published, weights = load(path, hints)
+    old = published.grid
+    grid = _new_grid(options, old)
+    labels = _labels(options, published.classes)
+    config = checkpoint.CheckpointConfig(
+        model=replace(published, grid=grid, classes=len(labels)),
+        front_end=_front_end(options, grid),
+        labels=labels,
+        multi_label=options.multi_label,
+        settings={},
+    )
+    done = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = config.build()  # draws the weights of a new head
+    with torch.device("meta"):
+        source = replace(config, model=published).build()
+    source.load_state_dict(weights, assign=True)
+    if grid != old:
+        source.embed = source.embed.resized(grid, options.resize)
+        done.append(f"embedding resized from {_described(old)} to {_described(grid)}")
+    if len(labels) != published.classes:
+        source.head = model.head
+        done.append(f"a new head of {len(labels)} classes in place of {published.classes}")
+    model.load_state_dict(source.state_dict())
+    return model.eval(), config, "; ".join(done) or "weights as they are"
+
+
+def _new_grid(options, old) -> PatchGrid:
+    if options.patch == "fftp":
+        if options.patch_freq not in (0, old.F) or options.freq_stride not in (0, old.F):
+            raise UserError(
+                f"--patch fftp covers all {old.F} mel bins: leave --patch-freq and --freq-stride out, "
+                "or take --patch square."
+            )
+        size = (options.patch_time or 10, old.F, options.time_stride or 4, old.F)
+    elif options.patch == "square":
+        pt, pf = options.patch_time or 16, options.patch_freq or 16
+        size = (pt, pf, options.time_stride or pt, options.freq_stride or pf)
+    else:
+        size = (options.patch_time or old.pt, options.patch_freq or old.pf)
+        size += (options.time_stride or old.st, options.freq_stride or old.sf)
+    pt, pf, st, sf = size
+    return PatchGrid(T=options.frames or old.T, F=old.F, pt=pt, pf=pf, st=st, sf=sf)
+
+
+def _described(grid):
+    return f"{grid.N} patches of {grid.pt} frames x {grid.pf} bins"
+
+
+def _front_end(options, grid) -> FrontEndSettings:
+    if not options.std > 0 or not abs(options.mean) < float("inf") or options.std == float("inf"):
+        raise UserError(f"--mean and --std are finite and --std is above 0, not {options.mean} and {options.std}.")
+    fbank = FbankSettings(n_mels=grid.F)
+    return FrontEndSettings(
+        T=grid.T, clip_samples=fbank.samples(grid.T), mean=options.mean, std=options.std, fbank=fbank
+    )
+
+
+def _labels(options, classes) -> tuple[str, ...]:
+    """Names of the classes; numbers where no file gives them. Raises UserError."""
+    if not options.labels:
+        return tuple(str(number) for number in range(classes))
+    path = Path(options.labels)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--labels {path} cannot be read as text: give a file with a class name a line.") from error
+    if path.suffix == ".csv":
+        rows = csv.DictReader(text.splitlines())
+        if "display_name" not in (rows.fieldnames or ()):
+            raise UserError(f"--labels {path} has no column display_name: give AudioSet's list, or a name a line.")
+        names = [(row["display_name"] or "").strip() for row in rows]
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names or len(set(names)) != len(names) or "" in names:
+        raise UserError(f"--labels {path} has no names, an empty one, or one twice: give each class's once.")
+    return tuple(names)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    import tyro
+
+    def converted(
+        file: tyro.conf.Positional[str], folder: tyro.conf.Positional[str], options: Options
+    ) -> tuple[str, str, Options]:
+        """Convert published weights of AST or AuM to a checkpoint that fftp.load reads.
+
+        Args:
+            file: A .safetensors or .pth file under the original's names.
+            folder: The checkpoint to write; it must not exist yet.
+        """
+        return file, folder, options
+
+    try:
+        words = sys.argv[1:] if arguments is None else arguments
+        flat = (tyro.conf.OmitArgPrefixes,)
+        file, folder, options = command.parse(converted, words, "python -m fftp.convert", Options, flat)
+        _check_numbers(options)
+        out = Path(folder)
+        if out.exists():
+            raise UserError(f"{out} is there already: give a new folder.")
+        model, config, done = convert(Path(file), options)
+        try:
+            with checkpoint.replacing(out) as beside:
+                checkpoint.save(beside, model, config)
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error.strerror}): give another folder.") from None
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    _say(model, config, done, out)
+    return 0
+
+
+def _check_numbers(options):
+    sizes = ("patch_time", "time_stride", "patch_freq", "freq_stride", "frames", "heads")
+    for name in (*sizes, "file_time_stride", "file_freq_stride"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} has to be 0 or more, not {getattr(options, name)}.")
+
+
+def _say(model: nn.Module, config: checkpoint.CheckpointConfig, done: str, out: Path) -> None:
+    m, front_end = config.model, config.front_end
+    kind = f"AST, {m.heads} heads" if isinstance(m, ASTConfig) else f"AuM, directions {m.directions}"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{kind}, {m.depth} layers of {m.dim}, {parameters:.2f} M parameters; {front_end.T} frames, {_described(m.grid)}"
+    )
+    print(f"{done}; mean {front_end.mean:.4f}, std {front_end.std:.4f}, {len(config.labels)} classes -> {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -183,10 +183,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for dtype in ("float32", "bfloat16"):
-        print(f"{'operation':<15} {'backend':<10} on {device}, {dtype}")
+        print(f"{'operation':<15} {'backend':<13} on {device}, {dtype}")
         for operation, backend, state in dispatch.table(device, dtype):
             if dtype == "float32" or operation in FOLLOW_AUTOCAST:
-                print(f"{operation:<15} {backend:<10} {state}")
+                print(f"{operation:<15} {backend:<13} {state}")
         print()
     if other := other_kernels_package():
         print(f"warning: another package called `kernels` lies at {other}; whichever is first on the path is imported.")
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = check(device)
     for row in rows:
         errors = f"error {row.ours:.1e}, reference {row.reference:.1e}"
-        print(f"{row.operation:<15} {row.backend:<10} {errors}: {'ok' if row.good else 'WRONG'}")
+        print(f"{row.operation:<15} {row.backend:<13} {errors}: {'ok' if row.good else 'WRONG'}")
     return 0 if all(row.good for row in rows) else 1
 
 

@@ -5,13 +5,14 @@
 
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
-from kernels.selective_scan import causal_conv, selective_scan
+from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 from kernels.spec_mask import draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
 
 __all__ = [
     "FbankSettings",
     "causal_conv",
+    "causal_conv_step",
     "draw_spec_augment",
     "draw_spec_mask",
     "fbank",
@@ -20,5 +21,6 @@ __all__ = [
     "patch_embed",
     "remove_mean",
     "selective_scan",
+    "selective_scan_step",
     "waveforms",
 ]

@@ -14,6 +14,8 @@ from functools import cache
 
 import torch
 
+from kernels import packages
+
 
 class BackendError(ValueError):
     """A backend was asked for by name that does not exist or cannot run here."""
@@ -46,6 +48,24 @@ def _triton(device: str, dtype: str) -> str | None:
 
 def _triton_float32(device: str, dtype: str) -> str | None:
     return _triton(device, dtype) or ("it adds in float32; the tensors are float64" if dtype == "float64" else None)
+
+
+def _stock(wanted: packages.PackageFunction, device: str, dtype: str) -> str | None:
+    if device != "cuda":
+        return f"it runs on an NVIDIA GPU; the tensors are on {device}"
+    if dtype == "float64":
+        return "it takes float32, float16 and bfloat16; the tensors are float64"
+    return packages.refusal(wanted)
+
+
+def _mamba_ssm(device: str, dtype: str) -> str | None:
+    if device == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return "its backward adds with atomics, and deterministic algorithms are asked for"
+    return _stock(packages.SELECTIVE_SCAN, device, dtype)
+
+
+def _causal_conv1d(device: str, dtype: str) -> str | None:
+    return _stock(packages.CAUSAL_CONV, device, dtype)
 
 
 @dataclass(frozen=True)
@@ -95,11 +115,13 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (
+        Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
+        Backend("causal_conv1d", "kernels.selective_scan.stock:causal_conv", _causal_conv1d),
         Backend("native", "kernels.selective_scan.native:causal_conv", _native),
         Backend("reference", "kernels.selective_scan.reference:causal_conv"),
     ),

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from kernels import dispatch
+from kernels import dispatch, packages
 
 
 def pytest_addoption(parser):
@@ -47,6 +47,7 @@ def plain_dispatch():
     given = os.environ.pop("FFTP_BACKEND", None)
     dispatch.use_fused(False)
     dispatch.forget()
+    packages.refusal.cache_clear()
     yield
     dispatch.use_fused(False)
     dispatch.forget()

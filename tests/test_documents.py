@@ -3,11 +3,13 @@
 import re
 import shlex
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from bench import measure, report
+from fftp import convert
 from train import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +46,7 @@ def test_links_and_pictures_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
-def test_flags_of_train_run_in_code_spans_exist(path):
+def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     other = {
         "--file",
@@ -58,6 +60,8 @@ def test_flags_of_train_run_in_code_spans_exist(path):
         "--help",
         "--rehearse",
     }
+    known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
+    other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
     assert named <= known | other, named - known - other

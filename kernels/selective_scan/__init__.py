@@ -1,5 +1,5 @@
-"""Both directions of the selective scan, and the causal convolution before it."""
+"""Both directions of the selective scan, and the causal convolution before it; for one direction also token by token."""
 
-from kernels.selective_scan.op import causal_conv, selective_scan
+from kernels.selective_scan.op import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 
-__all__ = ["causal_conv", "selective_scan"]
+__all__ = ["causal_conv", "causal_conv_step", "selective_scan", "selective_scan_step"]

@@ -3,6 +3,7 @@
 import torch
 
 from kernels import dispatch
+from kernels.selective_scan import reference
 
 
 def selective_scan(
@@ -39,16 +40,54 @@ def selective_scan(
     }
     if A_backward is not None:
         wanted["A_backward"] = (A_backward, (E, S))
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} goes with u {tuple(u.shape)} and A {tuple(A.shape)} as {shape}, got {tuple(tensor.shape)}"
-            )
+    _check(u, A, wanted)
     if L == 0 or S == 0:
         raise ValueError(f"the scan needs at least one token and one state, got L={L} and S={S}")
     with torch.autocast(u.device.type, enabled=False):
         scan = dispatch.choose("selective_scan", u)
         return scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
+
+
+def selective_scan_step(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    delta_bias: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of `selective_scan`, forward: (out `[B, E]` in u's type, the state after it).
+
+    u, delta, z `[B, E]`; B, C `[B, S]`; A, D and delta_bias as there; state `[B, E, S]`: the one after the token before, 0
+    before the first, in float32 or float64. The given state is left as it is. Plain PyTorch on every device. Raises
+    ValueError when shapes disagree.
+    """
+    batch, E = u.shape if u.ndim == 2 else (0, 0)
+    S = A.shape[1] if A.ndim == 2 else 0
+    wanted = {
+        "delta": (delta, (batch, E)),
+        "z": (z, (batch, E)),
+        "A": (A, (E, S)),
+        "B": (B, (batch, S)),
+        "C": (C, (batch, S)),
+        "D": (D, (E,)),
+        "delta_bias": (delta_bias, (E,)),
+        "state": (state, (batch, E, S)),
+    }
+    _check(u, A, wanted)
+    with torch.autocast(u.device.type, enabled=False):
+        return reference.selective_scan_step(u, delta, A, B, C, D, z, delta_bias, state)
+
+
+def _check(u, A, wanted):
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} goes with u {tuple(u.shape)} and A {tuple(A.shape)} as {shape}, got {tuple(tensor.shape)}"
+            )
 
 
 def causal_conv(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, reverse: bool = False) -> torch.Tensor:
@@ -62,3 +101,24 @@ def causal_conv(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, rever
             f"got {tuple(u.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     return dispatch.choose("causal_conv", u)(u, weight, bias, reverse)
+
+
+def causal_conv_step(
+    u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, past: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of `causal_conv`, forward: (out `[B, E]`, the past after it).
+
+    u `[B, E]`; past `[B, K - 1, E]`: the inputs before it, the oldest first, 0 before the first. The given past is left as it
+    is. Plain PyTorch on every device. Raises ValueError when shapes disagree.
+    """
+    if u.ndim != 2 or weight.ndim != 2 or past.shape != (u.shape[0], weight.shape[1] - 1, u.shape[1]):
+        raise ValueError(
+            "u (B, E) and weight (E, K) take past (B, K - 1, E), "
+            f"got {tuple(u.shape)}, {tuple(weight.shape)} and {tuple(past.shape)}"
+        )
+    if weight.shape[0] != u.shape[1] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            "u (B, E) takes weight (E, K) and bias (E,), "
+            f"got {tuple(u.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    return reference.causal_conv_step(u, weight, bias, past)

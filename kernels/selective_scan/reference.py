@@ -34,10 +34,23 @@ def _scan(u, delta, A, B, C, reverse):
     state = u.new_zeros(u.shape[0], *A.shape)  # (B, E, S)
     out = [None] * L
     for t in reversed(range(L)) if reverse else range(L):
-        decay = torch.exp(delta[:, t, :, None] * A)  # (B, E, S)
-        state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None]
-        out[t] = (state @ C[:, t, :, None]).squeeze(-1)  # (B, E, S) @ (B, S, 1) -> (B, E)
+        state, out[t] = _advance(state, u[:, t], delta[:, t], A, B[:, t], C[:, t])
     return torch.stack(out, 1)
+
+
+def _advance(state, u, delta, A, B, C):
+    """(s_t, <s_t, C_t>) from s_(t-1), the state `[B, E, S]`."""
+    decay = torch.exp(delta[:, :, None] * A)  # (B, E, S)
+    state = decay * state + (delta * u)[:, :, None] * B[:, None]
+    return state, (state @ C[:, :, None]).squeeze(-1)  # (B, E, S) @ (B, S, 1) -> (B, E)
+
+
+def selective_scan_step(u, delta, A, B, C, D, z, delta_bias, state):
+    """(out, state) of one token, `[B, E]` and `[B, E, S]`."""
+    dtype = u.dtype
+    u, delta, A, B, C, D, z, delta_bias = precise(u, delta, A, B, C, D, z, delta_bias)
+    state, y = _advance(state, u, nnf.softplus(delta + delta_bias), A, B, C)
+    return ((y + D * u) * nnf.silu(z)).to(dtype), state
 
 
 def causal_conv(u, weight, bias, reverse):
@@ -51,3 +64,12 @@ def causal_conv(u, weight, bias, reverse):
     for j in range(1, K):
         total = total + padded[:, j : j + L] * taps[:, j]
     return nnf.silu(total)
+
+
+def causal_conv_step(u, weight, bias, past):
+    """(out, past) of one token `[B, E]`, with the K - 1 inputs before it, `[B, K - 1, E]`."""
+    window = torch.cat([past, u[:, None]], 1)  # (B, K, E)
+    total = bias + window[:, 0] * weight[:, 0]
+    for j in range(1, weight.shape[1]):
+        total = total + window[:, j] * weight[:, j]
+    return nnf.silu(total), window[:, 1:]
