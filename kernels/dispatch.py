@@ -95,10 +95,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (
+        Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _UNPROVEN),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
-    "causal_conv": (Backend("reference", "kernels.selective_scan.reference:causal_conv"),),
+    "causal_conv": (
+        Backend("triton", "kernels.selective_scan.fused:causal_conv", _triton_float32, _UNPROVEN),
+        Backend("reference", "kernels.selective_scan.reference:causal_conv"),
+    ),
 }
 
 _fused = False
