@@ -79,7 +79,7 @@ def check(draws, types):
 def compare(dtype, guard, device, *sizes, reverse=False, repeats=0, draws=1, change=lambda given: None, **settings):
     """The rule for one case; `repeats` more runs have to give the same bits."""
     results = []
-    for seed in range(3 if device == "cuda" else draws):
+    for seed in range(3 if device == "cuda" and sizes[1] < 100 else draws):
         given, factors = case(dtype, device, *sizes, seed=seed, **settings)
         change(given)
         got = run(kernels.selective_scan, given, factors, guard.hold, reverse=reverse)
@@ -133,7 +133,7 @@ def test_output_and_gradients(B, L, E, two, reverse, dtype, guard, device):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits_over_two_chunks(dtype, guard, device):
-    compare(TYPES[dtype], guard, device, 1, 39, 24)
+    compare(TYPES[dtype], guard, device, 1, 35, 24)
 
 
 def test_249_tokens(guard, device):
@@ -148,7 +148,7 @@ def test_channels_of_the_base_model(two, dtype, wide, guard, device):
 
 @pytest.mark.parametrize("S", [1, 5, 32])
 def test_states_of_other_sizes(S, guard, device):
-    compare(torch.float32, guard, device, 2, 6, 20, S=S, draws=3)
+    compare(torch.float32, guard, device, 2, 6, 20, S=S, draws=4)
 
 
 def test_several_blocks_of_channels(guard, device):
@@ -157,10 +157,10 @@ def test_several_blocks_of_channels(guard, device):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 def test_the_blocks_of_every_architecture(arch, guard, device, monkeypatch):
-    """The shipped blocks themselves, where the interpreter takes its own; neither divides 40 channels evenly."""
+    """The shipped blocks themselves, where the interpreter takes its own; neither divides 20 channels evenly."""
     if device == "cpu":
         monkeypatch.setattr(fused, "_block", lambda operation, _: kernel.BLOCKS[operation, arch])
-    compare(torch.float32, guard, device, 1, 3, 40)
+    compare(torch.float32, guard, device, 1, 3, 20)
     compare_conv(torch.float32, guard, device, 1, 33, 65, 4, False)
 
 
@@ -188,7 +188,7 @@ def test_both_ways_are_two_scans(guard, device):
 
 def test_inputs_that_are_not_contiguous(guard, device):
     """Halves of a projection are read where they lie, anything else is copied: the same bits."""
-    given, factors = case(torch.float32, device, 3, 5, 20)
+    given, factors = case(torch.float32, device, 2, 5, 20)
     strange = {
         "u": torch.cat([given["u"], given["z"]], -1).chunk(2, -1)[0],  # as the mixer cuts it
         "z": torch.cat([given["u"], given["z"]], -1).chunk(2, -1)[1],
@@ -226,15 +226,15 @@ def test_rows_do_not_depend_on_the_batch(guard, device):
 
 @pytest.mark.parametrize("two", [False, True], ids=["one-way", "both-ways"])
 def test_nan_stays_in_its_own_clip_and_its_own_future(two, guard, device):
-    given, factors = case(torch.float32, device, 3, 6, 20, two=two)
+    given, factors = case(torch.float32, device, 3, 4, 20, two=two)
     clean = run(kernels.selective_scan, given, factors)
-    given["u"][1, 3, 5] = float("nan")
+    given["u"][1, 2, 5] = float("nan")
     sick = run(kernels.selective_scan, given, factors)
     for name in ("out", *PER_CLIP):
         assert torch.equal(sick[name][[0, 2]], clean[name][[0, 2]]), name
     reached = sick["out"][1].isnan()  # (L, E)
     assert reached.any(0).nonzero().flatten().tolist() == [5]
-    assert reached[:, 5].tolist() == ([True] * 6 if two else [False] * 3 + [True] * 3)
+    assert reached[:, 5].tolist() == ([True] * 4 if two else [False] * 2 + [True] * 2)
 
 
 def test_the_same_bits_twice(guard, device):
@@ -252,7 +252,7 @@ def test_decays_that_underflow(guard, device):
         given["delta"] += 1e3
         given["A"][::2] *= 100
 
-    compare(torch.float32, guard, device, 2, 9, 20, change=longer)
+    compare(torch.float32, guard, device, 1, 9, 20, change=longer)
 
 
 def test_steps_of_almost_nothing(guard, device):
@@ -262,7 +262,7 @@ def test_steps_of_almost_nothing(guard, device):
     got = kernels.selective_scan(**given)
     wanted = 2 * given["D"] * given["u"] * torch.nn.functional.silu(given["z"])
     torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
-    compare(torch.float32, guard, device, 2, 9, 20, change=lambda given: given["delta"].sub_(30))
+    compare(torch.float32, guard, device, 1, 9, 20, change=lambda given: given["delta"].sub_(30))
 
 
 def test_float16_beyond_its_range_inside(guard, device):
@@ -273,12 +273,12 @@ def test_float16_beyond_its_range_inside(guard, device):
         given["C"] *= 256
         given["z"].fill_(-9)
 
-    given, _ = case(torch.float16, device, 2, 9, 20)
+    given, _ = case(torch.float16, device, 1, 9, 20)
     large(given)
     exact = SCAN(**doubled(given))
     ungated = exact / torch.nn.functional.silu(given["z"].double())
     assert float(ungated.abs().max()) > torch.finfo(torch.float16).max
-    compare(torch.float16, guard, device, 2, 9, 20, change=large)
+    compare(torch.float16, guard, device, 1, 9, 20, change=large)
 
 
 def test_each_input_may_have_a_type_of_its_own(guard, device):
