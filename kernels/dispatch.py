@@ -115,12 +115,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (
+        Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
         Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
+        Backend("triton", "kernels.selective_scan.fused:causal_conv", _triton_float32, _INTERPRETED),
         Backend("causal_conv1d", "kernels.selective_scan.stock:causal_conv", _causal_conv1d),
         Backend("native", "kernels.selective_scan.native:causal_conv", _native),
         Backend("reference", "kernels.selective_scan.reference:causal_conv"),
