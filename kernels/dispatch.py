@@ -49,6 +49,13 @@ def _triton_float32(device: str, dtype: str) -> str | None:
     return _triton(device, dtype) or ("it adds in float32; the tensors are float64" if dtype == "float64" else None)
 
 
+def _triton_descriptor(device: str, dtype: str) -> str | None:
+    reason = _triton_float32(device, dtype)
+    if reason is None and device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9:
+        return "tensor descriptors in hardware begin with sm_90"
+    return reason
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an operation.
@@ -91,6 +98,12 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "patch_embed": (
         Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _UNPROVEN),
+        Backend(
+            "triton_descriptor",
+            "kernels.patch_embed.fused:patch_embed_by_descriptor",
+            _triton_descriptor,
+            "whether descriptors may overlap has to be seen on a GPU first: ask for it by FFTP_BACKEND",
+        ),
         Backend("conv", "kernels.patch_embed.conv:patch_embed", _cpu_not_bfloat16),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),

@@ -228,8 +228,8 @@ def test_paint(B, T, F, M, device):
     generator = torch.Generator().manual_seed(M + T)
     log_mel = torch.randn(B, T, F, generator=generator).to(device)
     fill = torch.randn(B, generator=generator).to(device)
-    corners = [torch.randint(0, size + 1, (B, M, 2), generator=generator).sort(-1).values for size in (T, F)]
-    rectangles = torch.cat(corners, -1).to(device, torch.int32)  # some are empty, many overlap
+    corners = [torch.randint(-3, size + 4, (B, M, 2), generator=generator).sort(-1).values for size in (T, F)]
+    rectangles = torch.cat(corners, -1).to(device, torch.int32)  # empty ones, overlaps, ends beyond the clip's
     given = log_mel.clone()
     out = kernels.paint(given, rectangles, fill)
     assert out.data_ptr() == given.data_ptr()
