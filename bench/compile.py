@@ -67,8 +67,7 @@ def _patch_embed_cases(arch):
             common = {"K": pt * pf, "F": MEL_BINS, "PF": pf, "ST": st, "SF": sf, "UPCAST": False}
             common["PRECISION"] = kernel.precision(names[dtype])
             for operation, masked, boxes in _forms(arch, pf):
-                hidden = "_hidden" if masked and operation == "weight" else ""
-                at = kernel.tile(operation + hidden, arch, names[dtype])
+                at = kernel.tile(kernel.operation(operation, masked, MEL_BINS, pf), arch, names[dtype])
                 function = getattr(kernel, f"_{operation}_kernel")
                 bins = kernel.bins_of_tile(at, MEL_BINS, pf)
                 special = {

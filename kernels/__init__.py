@@ -6,10 +6,12 @@
 from kernels.fbank import FbankSettings, fbank, remove_mean
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import causal_conv, selective_scan
-from kernels.spec_mask import draw_spec_augment, draw_spec_mask, paint
+from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 
 __all__ = [
     "FbankSettings",
+    "apply_spec_augment",
+    "apply_spec_mask",
     "causal_conv",
     "draw_spec_augment",
     "draw_spec_mask",

@@ -92,6 +92,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _UNPROVEN),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),
     ),
+    "apply_spec_mask": (
+        Backend("triton", "kernels.spec_mask.kernel:apply_spec_mask", _triton, _UNPROVEN),
+        Backend("reference", "kernels.spec_mask.reference:apply_spec_mask"),
+    ),
+    "apply_spec_augment": (
+        Backend("triton", "kernels.spec_mask.kernel:apply_spec_augment", _triton, _UNPROVEN),
+        Backend("reference", "kernels.spec_mask.reference:apply_spec_augment"),
+    ),
     "paint": (
         Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _UNPROVEN),
         Backend("reference", "kernels.spec_mask.reference:paint"),

@@ -134,7 +134,8 @@ def test_a_backend_by_name_only_is_passed_over_until_asked_for(made_up, monkeypa
 def test_triton_refuses_the_cpu_and_waits_to_be_asked_on_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     operations = [o for o, backends in dispatch.TABLE.items() if backends[0].name == "triton"]
-    assert operations == ["spec_mask", "spec_augment", "paint", "patch_embed"]
+    masks = ["spec_mask", "spec_augment", "apply_spec_mask", "apply_spec_augment", "paint"]
+    assert operations == [*masks, "patch_embed"]
     dispatch.use_fused(True)
     for operation in operations:
         assert dispatch.select(operation, "cuda", "float32").name != "triton"

@@ -92,7 +92,7 @@ def embed(
         return out
     B, L, D = out.shape
     K, N = weight[0].numel(), L - len(tokens)
-    at, parts = _tile("forward", log_mel), kernel.forward_parts(K, N)
+    at, parts = _tile("forward", log_mel, weight, bits), kernel.forward_parts(K, N)
     sizes, constants = _launch(log_mel, weight, stride_t, stride_f, len(tokens), place)
     left, right, rows = log_mel, flat, B * L
     boxes = boxes and boxes_fit(log_mel, flat, stride_t)
@@ -141,7 +141,7 @@ def weight_gradient(
     K, rows = weight[0].numel(), B * (L - c)
     if not rows:
         return torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    at = _tile("weight" if bits is None else "weight_hidden", log_mel)
+    at = _tile("weight", log_mel, weight, bits)
     parts = kernel.splits(at, D, K) if at is not kernel.INTERPRETED else 3
     per_split = triton.cdiv(triton.cdiv(rows, parts), at.k) * at.k
     partial = torch.empty(parts, D, K, dtype=torch.float32, device=grad.device)
@@ -176,7 +176,7 @@ def log_mel_gradient(
     out = torch.empty(B, T, F, dtype=log_mel.dtype, device=grad.device)
     if not out.numel():
         return out
-    at = _tile("log_mel", log_mel)
+    at = _tile("log_mel", log_mel, weight, bits)
     bins = kernel.bins_of_tile(at, F, weight.shape[3])
     sizes, constants = _launch(log_mel, weight, stride_t, stride_f, c, place)
     grid = (triton.cdiv(B * triton.cdiv(T, stride_t), at.m) * stride_t, triton.cdiv(F, bins))
@@ -248,7 +248,8 @@ def _descriptors(log_mel, weight, stride_t, at):
     return left, TensorDescriptor(weight, [D, K], [K, 1], [at.n, at.k]), B * (T // stride_t)
 
 
-def _tile(operation, log_mel) -> Tile:
+def _tile(name, log_mel, weight, bits) -> Tile:
+    operation = kernel.operation(name, bits is not None, log_mel.shape[2], weight.shape[3])
     if knobs.runtime.interpret:
         return kernel.INTERPRETED
     # Between the three it is the older one's; sm_120, say, has less shared memory than sm_100: the smallest tiles.

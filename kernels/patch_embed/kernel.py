@@ -30,6 +30,13 @@ TILES = {
     ("forward", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
     ("forward", "sm_100", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
     ("forward", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    # Masks on windows that do not run along the bit plane's words: addresses of single bytes take registers.
+    ("forward_scattered", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("forward_scattered", "sm_80", 4): Tile(m=32, n=64, k=32, warps=4, stages=3),
+    ("forward_scattered", "sm_90", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("forward_scattered", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    ("forward_scattered", "sm_100", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("forward_scattered", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
     ("weight", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
     ("weight", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("weight", "sm_90", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
@@ -61,6 +68,15 @@ PROGRAMS = 132  # at least as many for a weight gradient: an H100's or H200's mu
 def tile(operation: str, arch: str, dtype: torch.dtype) -> Tile:
     """The table's tile for an architecture and a type."""
     return TILES[operation, arch, dtype.itemsize]
+
+
+def operation(name: str, masked: bool, F: int, pf: int) -> str:
+    """What the table calls a forward pass, or a gradient, with or without masks."""
+    if not masked or name == "log_mel":
+        return name
+    if name == "weight":
+        return "weight_hidden"
+    return "forward" if pf == F and F % 64 == 0 else "forward_scattered"
 
 
 def forward_parts(K: int, N: int) -> int:
@@ -112,7 +128,7 @@ def _hidden(
 ):  # fmt: skip
     """True where element k of a window is hidden; at: the word of its first frame, f0: its first bin, k = k0..k0+TILE-1.
 
-    Full-frequency steps that lie inside one word load one a row; the others load one an element.
+    Full-frequency steps that lie inside one word of 64 bits load one a row; the others load a byte of it an element.
     """
     if PF == F and F % 64 == 0 and 64 % TILE == 0:
         # A step past K, where weights are zero, looks at the last word.
@@ -120,9 +136,10 @@ def _hidden(
         hidden = (word[:, None] >> (k % 64).to(tl.int64)[None, :]) & 1
     else:
         f = f0[:, None] + (k % PF)[None, :]
-        words = bits_ptr + at[:, None] + (k // PF * ((F + 63) // 64))[None, :] + f // 64
-        word = tl.load(words, mask=is_row[:, None] & (k < K)[None, :], other=0)
-        hidden = (word >> (f % 64).to(tl.int64)) & 1
+        bytes_ptr = bits_ptr.to(tl.pointer_type(tl.uint8), bitcast=True) + at[:, None] * 8  # the lowest comes first
+        bytes_ptr += (k // PF * ((F + 63) // 64 * 8))[None, :] + f // 8
+        byte = tl.load(bytes_ptr, mask=is_row[:, None] & (k < K)[None, :], other=0)
+        hidden = (byte.to(tl.int32) >> (f % 8)) & 1
     return hidden != 0
 
 

@@ -73,6 +73,20 @@ def draw_spec_augment(seed, epoch, tickets, T, F, *, max_frequency, max_time):
     return rectangles, count, area.to(torch.int32)
 
 
+def apply_spec_mask(log_mel, fill, seed, epoch, tickets, **settings):
+    """Draw, then paint log_mel in place; returns what was drawn."""
+    drawn = draw_spec_mask(seed, epoch, tickets, *log_mel.shape[1:], **settings)
+    paint(log_mel, drawn[0], fill)
+    return drawn
+
+
+def apply_spec_augment(log_mel, fill, seed, epoch, tickets, **settings):
+    """Draw, then paint log_mel in place; returns what was drawn."""
+    drawn = draw_spec_augment(seed, epoch, tickets, *log_mel.shape[1:], **settings)
+    paint(log_mel, drawn[0], fill)
+    return drawn
+
+
 def paint(log_mel, rectangles, fill):
     """log_mel[b, t0:t1, f0:f1] = fill[b] for each of sample b's rectangles, cut to T x F; in place, and returned."""
     if log_mel.device.type == "cpu":

@@ -378,12 +378,21 @@ def test_too_many_rows_are_refused():
         fused._launch(long, patch, 1, 1, 0, 0)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-def test_the_tiles_of_every_architecture(dtype, guard, device, monkeypatch):
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "bfloat16"))]
+)
+@pytest.mark.parametrize("masks", [0, 3], ids=["plain", "masked"])
+def test_the_tiles_of_every_architecture(masks, dtype, guard, device, monkeypatch):
     """The shipped tiles themselves, on one shape with edges in all of them, where the interpreter takes its own."""
     if device == "cuda":
         return  # a GPU runs its own tiles in every test above
     for arch in ("sm_80", "sm_90", "sm_100"):
-        monkeypatch.setattr(fused, "_tile", lambda operation, _, arch=arch: kernel.tile(operation, arch, TYPES[dtype]))
-        compare("tall-not-full", TYPES[dtype], guard, device)
-        compare("whole-words", TYPES[dtype], guard, device, masks=3)
+
+        def shipped(name, log_mel, weight, bits, arch=arch):
+            operation = kernel.operation(name, bits is not None, log_mel.shape[2], weight.shape[3])
+            return kernel.tile(operation, arch, TYPES[dtype])
+
+        monkeypatch.setattr(fused, "_tile", shipped)
+        compare("tall-not-full", TYPES[dtype], guard, device, masks=masks)
+        if masks:
+            compare("whole-words", TYPES[dtype], guard, device, masks=masks)
