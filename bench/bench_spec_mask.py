@@ -26,7 +26,7 @@ def cases(device: str) -> Iterator[Case]:
 def _case(name, sizes, B, device):
     T, draw = sizes["T"], {k: v for k, v in sizes.items() if k != "T"} | {"max_height": F}
     dispatch.use_fused(True)
-    backends = dispatch.select("spec_mask", device, "int64").name
+    backends = dispatch.select("apply_spec_mask", device, "float32").name
     peers = {
         "torch on the device": lambda sets: _candidate(_plain, B, T, draw, device, sets),
         "painting alone, by indexing": lambda sets: _indexing(B, T, draw, device, sets),
@@ -64,7 +64,8 @@ def _candidate(function, B, T, draw, device, sets):
 
 
 def _ours(log_mel, seed, epoch, tickets, fill, T, draw):
-    return kernels.paint(log_mel, kernels.draw_spec_mask(seed, epoch, tickets, T, F, **draw)[0], fill)
+    kernels.apply_spec_mask(log_mel, fill, seed, epoch, tickets, **draw)
+    return log_mel
 
 
 def _plain(log_mel, seed, epoch, tickets, fill, T, draw):

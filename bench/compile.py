@@ -1,9 +1,10 @@
-"""python -m bench.compile [--json FILE] [--arch sm_90 ...] [--first]: compile the Triton kernels ahead of time.
+"""python -m bench.compile [--json FILE] [--markdown FILE] [--arch ...] [--first]: compile Triton kernels ahead of time.
 
 Needs no GPU: Triton brings its assembler. Every shipped configuration is compiled for each architecture, and the
 machine code is read back: registers, shared memory, spills (loads and stores of local memory), matrix instructions.
 Exit code 1 when one spills, takes more shared memory than a block of that GPU may have (the compiler does not
 complain), or is a product that sm_90 would run without its warp-group instructions. --first: one configuration a kernel.
+docs/COMPILED.md is what --markdown writes.
 """
 
 import argparse
@@ -21,6 +22,7 @@ ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448}  # bytes a block may ask for (CUDA guide, table 30)
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
 MEL_BINS = 128
+FRAMES = 1000  # of a clip, in the paper's FFTP runs on AudioSet
 GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
 
@@ -32,6 +34,7 @@ class Case:
     types: argument -> "*bf16", "i32", ... in Triton's spelling; the kernel's other arguments are constants.
     divisible: integer arguments that a launch of this case has as multiples of 16; pointers always are.
     product: it is a matrix product, so that it has to reach the matrix units.
+    tile: what the architecture decides, in words.
     """
 
     kernel: str
@@ -42,6 +45,7 @@ class Case:
     divisible: tuple[str, ...] = ()
     options: dict[str, int] = field(default_factory=dict)
     product: bool = False
+    tile: str = ""
 
 
 def cases(arch: str) -> Iterator[Case]:
@@ -56,38 +60,88 @@ def _patch_embed_cases(arch):
     from kernels.patch_embed import kernel
 
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    functions = {"forward": kernel._forward_kernel, "weight": kernel._weight_kernel, "log_mel": kernel._log_mel_kernel}
     for dtype, out in (("bf16", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32")):
         for grid, (pt, pf, st, sf) in GRIDS.items():
-            constants = {"K": pt * pf, "F": MEL_BINS, "PF": pf, "ST": st, "SF": sf, "UPCAST": False}
-            constants["PRECISION"] = kernel.precision(names[dtype])
-            for operation, function in functions.items():
-                at = kernel.tile(operation, arch, names[dtype])
-                if operation == "forward":
-                    flags = {"POSITION": True, "TOKENS": True, "TILE_M": at.m, "TILE_D": at.n, "TILE_K": at.k}
-                    other = {
-                        "position_ptr": f"*{out}",
-                        "tokens_ptr": f"*{out}",
-                        "bias_ptr": f"*{out}",
-                        "out_ptr": f"*{out}",
-                    }
-                elif operation == "weight":
-                    flags = {"TILE_D": at.m, "TILE_K": at.n, "TILE_R": at.k}
-                    other = {"grad_ptr": f"*{out}", "partial_ptr": "*fp32"}
-                else:
-                    flags = {"TILE_M": at.m, "TILE_F": kernel.bins_of_tile(at, MEL_BINS, pf), "TILE_D": at.k}
-                    other = {"grad_ptr": f"*{out}"}
-                pointers = dict.fromkeys(_pointers(function), f"*{dtype}") | other
+            N = ((FRAMES - pt) // st + 1) * ((MEL_BINS - pf) // sf + 1)
+            parts = kernel.forward_parts(pt * pf, N)
+            common = {"K": pt * pf, "F": MEL_BINS, "PF": pf, "ST": st, "SF": sf, "UPCAST": False}
+            common["PRECISION"] = kernel.precision(names[dtype])
+            for operation, masked, boxes in _forms(arch, pf):
+                at = kernel.tile(kernel.operation(operation, masked, MEL_BINS, pf), arch, names[dtype])
+                function = getattr(kernel, f"_{operation}_kernel")
+                bins = kernel.bins_of_tile(at, MEL_BINS, pf)
+                special = {
+                    "forward": {"POSITION": True, "TOKENS": True, "BOXES": boxes, "PARTS": parts}
+                    | {"TILE_M": at.m, "TILE_D": at.n, "TILE_K": at.k},
+                    "weight": {"TILE_D": at.m, "TILE_K": at.n, "TILE_R": at.k},
+                    "log_mel": {"TILE_M": at.m, "TILE_F": bins, "TILE_D": at.k},
+                }[operation]
+                types = dict.fromkeys(_pointers(function), f"*{out}")
+                types |= {"partial_ptr": "*fp32"} if operation == "weight" else {}
+                types |= {"out_ptr": "*fp32"} if operation == "forward" and parts > 1 else {}
+                types |= {"out_ptr": f"*{dtype}"} if operation == "log_mel" else {}
+                types |= {"log_mel_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}", "fill_ptr": f"*{dtype}"}
+                if boxes:
+                    types["log_mel_ptr"] = f"tensordesc<{dtype}[{at.m}, {at.k}]>"
+                    types["weight_ptr"] = f"tensordesc<{dtype}[{at.n}, {at.k}]>"
+                types["bits_ptr"] = "*i64"
+                constants = common | special | {"HIDDEN": masked}
+                form = "".join((", descriptors" * boxes, ", masked" * masked))
+                if operation == "forward" and parts > 1:
+                    form += f", {parts} parts"
                 yield Case(
                     kernel=f"patch_embed {operation}",
-                    config=f"{grid}, {dtype} to {out}, {at.m}x{at.n}x{at.k}, {at.warps} warps",
+                    config=f"{grid}, {dtype} to {out}{form}",
                     function=function,
-                    types=_numbers(function, constants | flags) | pointers,
-                    constants=constants | flags,
+                    types=_numbers(function, constants) | types,
+                    constants=constants,
                     divisible=("D",),
                     options={"num_warps": at.warps, "num_stages": at.stages},
                     product=True,
+                    tile=f"{at.m}x{bins if operation == 'log_mel' else at.n}x{at.k}, {at.warps} warps",
                 )
+    yield from _small_patch_embed_cases(kernel)
+
+
+def _forms(arch, pf):
+    """(operation, masked, by descriptors): what the backends launch on this architecture for such a patch."""
+    for operation in ("forward", "weight", "log_mel"):
+        yield operation, False, False
+        yield operation, True, False
+    if arch != "sm_80" and pf == MEL_BINS:
+        yield "forward", False, True
+        yield "forward", True, True
+
+
+def _small_patch_embed_cases(kernel):
+    """What adds up the parts of a sum, and what turns rectangles into bits."""
+    function, tile = kernel._join_kernel, f"{kernel.JOINED_ROWS}x{kernel.JOINED_COLUMNS}, {kernel.JOIN_WARPS} warps"
+    for out in ("bf16", "fp16", "fp32"):
+        constants = {"PARTS": 2, "POSITION": True, "TOKENS": True, "UPCAST": False}
+        constants |= {"TILE_M": kernel.JOINED_ROWS, "TILE_D": kernel.JOINED_COLUMNS}
+        yield Case(
+            kernel="patch_embed join",
+            config=f"2 parts to {out}",
+            function=function,
+            types=_numbers(function, constants)
+            | dict.fromkeys(_pointers(function), f"*{out}")
+            | {"partial_ptr": "*fp32"},
+            constants=constants,
+            divisible=("D",),
+            options={"num_warps": kernel.JOIN_WARPS},
+            tile=tile,
+        )
+    function = kernel._bits_kernel
+    constants = {"WORDS": MEL_BINS // 64, "TILE_T": kernel.FRAMES_OF_BITS, "TILE_W": MEL_BINS // 64}
+    yield Case(
+        kernel="patch_embed bits",
+        config=f"{MEL_BINS} bins",
+        function=function,
+        types=_numbers(function, constants) | {"rectangles_ptr": "*i32", "bits_ptr": "*i64"},
+        constants=constants,
+        options={"num_warps": kernel.BITS_WARPS},
+        tile=f"{kernel.FRAMES_OF_BITS} frames, {kernel.BITS_WARPS} warps",
+    )
 
 
 def _spec_mask_cases():
@@ -95,6 +149,7 @@ def _spec_mask_cases():
 
     tile = {"TILE_T": kernel.TILE_T, "TILE_F": kernel.TILE_F}
     options = {"num_warps": kernel.WARPS}
+    size = f"{kernel.TILE_T}x{kernel.TILE_F}, {kernel.WARPS} warps"
     for name, function, flags in (
         ("spec_mask", kernel._spec_mask_kernel, {"CLIP": (False, True), "LANES": (128,)}),
         ("spec_augment", kernel._spec_augment_kernel, {}),
@@ -113,6 +168,7 @@ def _spec_mask_cases():
                     types=_numbers(function, constants) | pointers,
                     constants=constants,
                     options=options,
+                    tile=size,
                 )
     for dtype in ("fp32", "bf16"):
         function = kernel._paint_kernel
@@ -124,7 +180,13 @@ def _spec_mask_cases():
             types=_numbers(function, tile) | pointers,
             constants=tile,
             options=options,
+            tile=size,
         )
+
+
+def _addresses(case: Case) -> list[str]:
+    """The pointers that this case really hands over: a tensor descriptor is none."""
+    return [a for a in _pointers(case.function) if case.types[a].startswith("*")]
 
 
 def _pointers(function) -> list[str]:
@@ -148,7 +210,7 @@ def build(case: Case, arch: str) -> dict:
         fn=case.function,
         signature={a: "constexpr" if a in case.constants else case.types[a] for a in names},
         constexprs=case.constants,
-        attrs={(names.index(a),): _DIVISIBLE for a in (*_pointers(case.function), *case.divisible)},
+        attrs={(names.index(a),): _DIVISIBLE for a in (*_addresses(case), *case.divisible)},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", ARCHITECTURES[arch], 32), options=case.options)
     binaries = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -164,6 +226,7 @@ def build(case: Case, arch: str) -> dict:
         "kernel": case.kernel,
         "arch": arch,
         "config": case.config,
+        "tile": case.tile,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "shared_bytes": compiled.metadata.shared,
         "spills": sum(o.startswith(("LDL", "STL")) for o in operations),
@@ -183,10 +246,41 @@ def fault(row: dict, product: bool) -> str:
     return ""
 
 
+def rendered(rows: list[dict], version: str) -> str:
+    """The table as Markdown: a line a configuration, a column an architecture."""
+    text = [
+        "# The compiled kernels",
+        "",
+        f"Written by `python -m bench.compile --markdown FILE` with Triton {version}, which brings its assembler; no GPU was",
+        "used. A cell: the tile and its warps, then registers / bytes of shared memory / spills / matrix instructions in the",
+        "machine code (HMMA on sm_80, HGMMA on sm_90, UTCHMMA on sm_100). A dash: not launched there.",
+    ]
+    for kernel in dict.fromkeys(row["kernel"] for row in rows):
+        some = [row for row in rows if row["kernel"] == kernel]
+        arches = [arch for arch in ARCHITECTURES if any(row["arch"] == arch for row in rows)]
+        text += [
+            "",
+            f"## {kernel}",
+            "",
+            "| configuration | " + " | ".join(arches) + " |",
+            "| --- " * (len(arches) + 1) + "|",
+        ]
+        for config in dict.fromkeys(row["config"] for row in some):
+            cells = {row["arch"]: _cell(row) for row in some if row["config"] == config}
+            text.append(f"| {config} | " + " | ".join(cells.get(arch, "-") for arch in arches) + " |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(row: dict) -> str:
+    figures = f"{row['registers']} / {row['shared_bytes']:,} / {row['spills']} / {row['matrix_instructions']}"
+    return f"{row['tile']}: {figures}" if row["tile"] else figures
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.compile", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the table to this file, a list of objects")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file, to be read")
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--first", action="store_true", help="one configuration of each kernel")
     wanted = parser.parse_args(arguments)
@@ -195,7 +289,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that the default is about to change
     rows, faults = [], 0
-    print(f"{'kernel':<20} {'arch':<7} {'config':<46} {'regs':>5} {'shared':>7} {'spills':>6} {'matrix':>6}")
+    print(
+        f"{'kernel':<20} {'arch':<7} {'config':<54} {'tile':<22} {'regs':>5} {'shared':>7} {'spills':>6} {'matrix':>6}"
+    )
     for arch in wanted.arch:
         seen = set()
         for case in cases(arch):
@@ -207,13 +303,17 @@ def main(arguments: list[str] | None = None) -> int:
             faults += bool(why)
             rows.append(row | {"fault": why})
             print(
-                f"{case.kernel:<20} {arch:<7} {case.config:<46} {row['registers']:>5} {row['shared_bytes']:>7} "
+                f"{case.kernel:<20} {arch:<7} {case.config:<54} {case.tile:<22} {row['registers']:>5} {row['shared_bytes']:>7} "
                 f"{row['spills']:>6} {row['matrix_instructions']:>6}{'  ' + why.upper() if why else ''}",
                 flush=True,
             )
     print(f"{len(rows)} compiled, {faults} not good enough")
     if wanted.json:
         wanted.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if wanted.markdown:
+        import triton
+
+        wanted.markdown.write_text(rendered(rows, triton.__version__))
     return 1 if faults else 0
 
 

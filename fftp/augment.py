@@ -65,22 +65,16 @@ class Augment:
         s = self.settings
         if s.augment == "none":
             return None
+        draw = {"specaugment": kernels.draw_spec_augment, "specmask": kernels.draw_spec_mask}[s.augment]
+        return draw(self.seed, epoch, tickets, self.T, self.F, **self._sizes())[0]
+
+    def _sizes(self) -> dict:
+        """The mask's own settings, by the names that `kernels` has for them."""
+        s = self.settings
         if s.augment == "specaugment":
-            sizes = {"max_frequency": s.mask_max_frequency, "max_time": s.mask_max_time}
-            return kernels.draw_spec_augment(self.seed, epoch, tickets, self.T, self.F, **sizes)[0]
-        return kernels.draw_spec_mask(
-            self.seed,
-            epoch,
-            tickets,
-            self.T,
-            self.F,
-            budget=s.mask_area,
-            max_width=s.mask_width,
-            max_height=s.mask_height,
-            full_share=s.mask_full_share,
-            clip=s.mask_clip,
-            snap=s.mask_snap,
-        )[0]
+            return {"max_frequency": s.mask_max_frequency, "max_time": s.mask_max_time}
+        sizes = {"budget": s.mask_area, "max_width": s.mask_width, "max_height": s.mask_height}
+        return sizes | {"full_share": s.mask_full_share, "clip": s.mask_clip, "snap": s.mask_snap}
 
     def fill(self, log_mel: torch.Tensor, valid_frames: torch.Tensor, roll: torch.Tensor | None) -> torch.Tensor:
         """What each clip's masks are filled with, float32 `[B]`, in log-mel units."""
@@ -101,10 +95,11 @@ class Augment:
 
         roll: how far the clips have been rolled, so that a mean over valid frames finds them.
         """
-        rectangles = self.rectangles(epoch, tickets)
-        if rectangles is None:
-            return log_mel
-        return kernels.paint(log_mel, rectangles, self.fill(log_mel, valid_frames, roll))
+        augment = self.settings.augment
+        if augment != "none":
+            apply = {"specaugment": kernels.apply_spec_augment, "specmask": kernels.apply_spec_mask}[augment]
+            apply(log_mel, self.fill(log_mel, valid_frames, roll), self.seed, epoch, tickets, **self._sizes())
+        return log_mel
 
     def noise(self, epoch: int, tickets: torch.Tensor) -> tuple[int, int, torch.Tensor] | None:
         """What `FrontEnd.normalise` takes to add the noise, or None."""

@@ -137,6 +137,20 @@ def _cases(device):
 
     yield "spec_augment", spec_augment, [tickets]
 
+    def apply(log_mel, fill):
+        painted, sizes = log_mel.detach().clone(), {"budget": 200, "max_width": 9, "max_height": 16}
+        rectangles = kernels.apply_spec_mask(painted, fill.detach(), 7, 3, tickets[:3], **sizes)[0]
+        return painted, rectangles
+
+    yield "apply_spec_mask", apply, [made(3, 31, 16), made(3)]
+
+    def apply_both(log_mel, fill):
+        painted, sizes = log_mel.detach().clone(), {"max_frequency": 9, "max_time": 12}
+        rectangles = kernels.apply_spec_augment(painted, fill.detach(), 7, 3, tickets[:3], **sizes)[0]
+        return painted, rectangles
+
+    yield "apply_spec_augment", apply_both, [made(3, 31, 16), made(3)]
+
     rectangles = torch.tensor([[[0, 31, 2, 5], [4, 9, 0, 16]]] * 3, dtype=torch.int32, device=device)
 
     def paint(log_mel, fill):
@@ -183,10 +197,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for dtype in ("float32", "bfloat16"):
-        print(f"{'operation':<15} {'backend':<13} on {device}, {dtype}")
+        print(f"{'operation':<18} {'backend':<13} on {device}, {dtype}")
         for operation, backend, state in dispatch.table(device, dtype):
             if dtype == "float32" or operation in FOLLOW_AUTOCAST:
-                print(f"{operation:<15} {backend:<13} {state}")
+                print(f"{operation:<18} {backend:<13} {state}")
         print()
     if other := other_kernels_package():
         print(f"warning: another package called `kernels` lies at {other}; whichever is first on the path is imported.")
@@ -195,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = check(device)
     for row in rows:
         errors = f"error {row.ours:.1e}, reference {row.reference:.1e}"
-        print(f"{row.operation:<15} {row.backend:<13} {errors}: {'ok' if row.good else 'WRONG'}")
+        print(f"{row.operation:<18} {row.backend:<13} {errors}: {'ok' if row.good else 'WRONG'}")
     return 0 if all(row.good for row in rows) else 1
 
 

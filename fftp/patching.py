@@ -112,8 +112,13 @@ class PatchEmbed(nn.Module):
             new.position.data = resize_positions(self.position.data, self.tokens, self.grid, grid)
         return new
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """Raises ValueError when log_mel is not the grid's size."""
+    def forward(
+        self, log_mel: torch.Tensor, rectangles: torch.Tensor | None = None, fill: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """rectangles, fill: cells to hide without changing log_mel, see `kernels.patch_embed`.
+
+        Raises ValueError when log_mel is not the grid's size.
+        """
         if log_mel.ndim != 3 or log_mel.shape[1:] != (self.grid.T, self.grid.F):
             raise ValueError(
                 f"log_mel is (B, T, F) with T={self.grid.T} and F={self.grid.F} from the grid, got {tuple(log_mel.shape)}"
@@ -123,7 +128,8 @@ class PatchEmbed(nn.Module):
             if self.position is not None:
                 tokens, position = tokens + self.position[: self.tokens], self.position[self.tokens :]
             stride = (self.grid.st, self.grid.sf)
-            return kernels.patch_embed(log_mel, self.weight, self.bias, stride, position, tokens, self.place)
+            weights = (self.weight, self.bias, stride, position, tokens, self.place)
+            return kernels.patch_embed(log_mel, *weights, rectangles, fill)
 
 
 def resize_positions(position: torch.Tensor, tokens: int, old: PatchGrid, new: PatchGrid) -> torch.Tensor:

@@ -6,11 +6,13 @@
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
-from kernels.spec_mask import draw_spec_augment, draw_spec_mask, paint
+from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
 
 __all__ = [
     "FbankSettings",
+    "apply_spec_augment",
+    "apply_spec_mask",
     "causal_conv",
     "causal_conv_step",
     "draw_spec_augment",

@@ -68,6 +68,13 @@ def _causal_conv1d(device: str, dtype: str) -> str | None:
     return _stock(packages.CAUSAL_CONV, device, dtype)
 
 
+def _triton_descriptor(device: str, dtype: str) -> str | None:
+    reason = _triton_float32(device, dtype)
+    if reason is None and device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9:
+        return "tensor descriptors in hardware begin with sm_90"
+    return reason
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an operation.
@@ -105,6 +112,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),
     ),
+    "apply_spec_mask": (
+        Backend("triton", "kernels.spec_mask.kernel:apply_spec_mask", _triton, _INTERPRETED),
+        Backend("reference", "kernels.spec_mask.reference:apply_spec_mask"),
+    ),
+    "apply_spec_augment": (
+        Backend("triton", "kernels.spec_mask.kernel:apply_spec_augment", _triton, _INTERPRETED),
+        Backend("reference", "kernels.spec_mask.reference:apply_spec_augment"),
+    ),
     "paint": (
         Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:paint"),
@@ -112,6 +127,15 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     "normalise": (Backend("reference", "kernels.fbank.reference:normalise"),),
     "patch_embed": (
         Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _INTERPRETED),
+        Backend(
+            "triton_descriptor",
+            "kernels.patch_embed.fused:patch_embed_by_descriptor",
+            _triton_descriptor,
+            {
+                **_INTERPRETED,
+                "cuda": "whether descriptors may overlap has to be seen on a GPU first: ask by FFTP_BACKEND",
+            },
+        ),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "selective_scan": (

@@ -132,7 +132,16 @@ def test_triton_is_first_on_a_gpu_and_refuses_the_cpu(monkeypatch):
     pytest.importorskip("triton", reason="the triton package is not installed")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     operations = [o for o, backends in dispatch.TABLE.items() if backends[0].name == "triton"]
-    assert {"spec_mask", "spec_augment", "paint", "patch_embed", "selective_scan", "causal_conv"} <= set(operations)
+    assert {
+        "spec_mask",
+        "spec_augment",
+        "apply_spec_mask",
+        "apply_spec_augment",
+        "paint",
+        "patch_embed",
+        "selective_scan",
+        "causal_conv",
+    } <= set(operations)
     for operation in operations:
         dispatch.use_fused(True)
         assert dispatch.select(operation, "cuda", "bfloat16").name == "triton"

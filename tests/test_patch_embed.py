@@ -124,6 +124,34 @@ def test_inputs_that_are_not_contiguous(name, device):
     torch.testing.assert_close(ours(given | {"log_mel": sliced}, stride, place), wanted, rtol=1e-12, atol=2e-12)
 
 
+@pytest.mark.parametrize("name", ["fftp", "odd-square", "one-of-everything"])
+def test_hidden_cells_are_those_of_a_painted_copy(name, device):
+    """Output and gradients; the spectrogram stays as it is, and what it hides is never seen, not even NaN."""
+    given, stride, place = case(name, device=device)
+    B, T, F = given["log_mel"].shape
+    generator = torch.Generator().manual_seed(T)
+    ends = [torch.randint(-2, size + 3, (B, 4, 2), generator=generator).sort(-1).values for size in (T, F)]
+    rectangles = torch.cat(ends, -1).to(device, torch.int32)
+    rectangles[0, 0] = torch.tensor([0, 1, 0, 1])  # the one cell of the smallest case
+    fill = torch.randn(B, generator=generator).to(device)
+    painted = given | {"log_mel": kernels.paint(given["log_mel"].clone(), rectangles, fill)}
+    wanted = run(ours, painted, stride, place)
+    hidden = kernels.paint(torch.zeros(B, T, F, device=device), rectangles, torch.ones_like(fill)) == 1
+    wanted["log_mel"] = torch.where(hidden, 0, wanted["log_mel"])
+    given["log_mel"][hidden] = float("nan")
+    before = given["log_mel"].clone()
+
+    def masked(g, stride, place):
+        rest = (g["weight"], g["bias"], stride, g["position"], g["tokens"], place)
+        return kernels.patch_embed(g["log_mel"], *rest, rectangles, fill)
+
+    got = run(masked, given, stride, place)
+    for what, tensor in wanted.items():
+        assert torch.equal(got[what], tensor), what
+    assert torch.equal(given["log_mel"].nan_to_num(99), before.nan_to_num(99))
+    assert hidden.any()
+
+
 def test_empty_batch(device):
     given, stride, place = case("fftp", device=device)
     got = run(ours, given | {"log_mel": given["log_mel"][:0]}, stride, place)
@@ -152,6 +180,13 @@ def test_nan_in_one_clip_stays_there(device):
         ({"position": torch.zeros(5, 2)}, "N=6 patches of width D=2"),
         ({"tokens": torch.zeros(1, 3)}, "N=6 patches of width D=2"),
         ({"place": 7}, "a place in 0..N"),
+        ({"rectangles": torch.zeros(1, 2, 4, dtype=torch.int32)}, "rectangles and fill go together, got no fill"),
+        ({"fill": torch.zeros(1)}, "rectangles and fill go together, got no rectangles"),
+        (
+            {"rectangles": torch.zeros(2, 2, 4, dtype=torch.int32), "fill": torch.zeros(1)},
+            r"1 clips take rectangles \(B, M, 4\) and fill \(B,\), got \(2, 2, 4\)",
+        ),
+        ({"rectangles": torch.zeros(1, 2, 4), "fill": torch.zeros(1)}, "int32 numbers of frames and bins"),
     ],
 )
 def test_refused(change, message):
@@ -243,6 +278,8 @@ def test_patch_embed_takes_the_class_rows_from_the_head_of_the_table(tokens, pla
         given["tokens"] = embed.class_token + embed.position[:tokens]
     wanted = convolved(given, (4, 2), {"head": 0, "middle": grid.N // 2, "end": grid.N}[place])
     torch.testing.assert_close(embed(log_mel), wanted, rtol=1e-12, atol=1e-12)
+    masks = torch.tensor([[[3, 9, 0, 13]], [[5, 6, 2, 4]]], dtype=torch.int32, device=device), torch.ones(2).to(device)
+    assert torch.equal(embed(log_mel, *masks), embed(kernels.paint(log_mel.clone(), *masks)))
     with pytest.raises(ValueError, match="T=37 and F=13 from the grid"):
         embed(log_mel[:, :-1])
 

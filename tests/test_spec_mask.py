@@ -228,8 +228,8 @@ def test_paint(B, T, F, M, device):
     generator = torch.Generator().manual_seed(M + T)
     log_mel = torch.randn(B, T, F, generator=generator).to(device)
     fill = torch.randn(B, generator=generator).to(device)
-    corners = [torch.randint(0, size + 1, (B, M, 2), generator=generator).sort(-1).values for size in (T, F)]
-    rectangles = torch.cat(corners, -1).to(device, torch.int32)  # some are empty, many overlap
+    corners = [torch.randint(-3, size + 4, (B, M, 2), generator=generator).sort(-1).values for size in (T, F)]
+    rectangles = torch.cat(corners, -1).to(device, torch.int32)  # empty ones, overlaps, ends beyond the clip's
     given = log_mel.clone()
     out = kernels.paint(given, rectangles, fill)
     assert out.data_ptr() == given.data_ptr()
@@ -253,6 +253,23 @@ def test_paint_a_view_that_is_not_contiguous(device):
     assert torch.equal(whole[:, :, 1::2], before[:, :, 1::2])
     assert not whole[:, 1:5, 4:8:2].any()
     assert int((whole != before).sum()) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_applying_is_drawing_and_painting(dtype, device):
+    some, fill = tickets(3, device), torch.tensor([0.5, -2.0, 9.0], device=device)
+    mask = {"budget": 300, "max_width": 9, "max_height": 16, "clip": True}
+    augment = {"max_frequency": 9, "max_time": 20}
+    for apply, draw_, sizes in (
+        (kernels.apply_spec_mask, kernels.draw_spec_mask, mask),
+        (kernels.apply_spec_augment, kernels.draw_spec_augment, augment),
+    ):
+        log_mel = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        drawn = draw_(7, 2, some, 40, 16, **sizes)
+        wanted = painted(log_mel, drawn[0], fill)
+        for ours, theirs in zip(apply(log_mel, fill, 7, 2, some, **sizes), drawn, strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(log_mel, wanted)
 
 
 @pytest.mark.parametrize("fill", ["default", "mean", "zero"])
@@ -328,6 +345,7 @@ def test_no_augmentation_changes_nothing(device):
         ({"snap": 129}, "snap=129 frames is longer"),
         ({"full_share": 1.5}, "full_share is a probability"),
         ({"T": 0}, "T=0"),
+        ({"T": 2**23 + 1}, "areas are counted in 32 bits: a clip has 1073741824 cells at most, got T=8388609 x F=128"),
     ],
 )
 def test_spec_mask_refuses(change, message):
@@ -351,3 +369,10 @@ def test_tickets_and_shapes_are_checked():
     ):
         with pytest.raises(ValueError, match="paint takes"):
             kernels.paint(*arguments)
+    for some, fill in ((tickets(2), torch.zeros(1)), (tickets(1), torch.zeros(2))):
+        with pytest.raises(ValueError, match="masks are applied to log_mel"):
+            kernels.apply_spec_mask(log_mel, fill, 0, 0, some, budget=1, max_width=1, max_height=1)
+        with pytest.raises(ValueError, match="masks are applied to log_mel"):
+            kernels.apply_spec_augment(log_mel, fill, 0, 0, some, max_frequency=1, max_time=1)
+    with pytest.raises(ValueError, match="budget is a positive number"):
+        kernels.apply_spec_mask(log_mel, torch.zeros(2), 0, 0, tickets(2), budget=-1, max_width=1, max_height=1)

@@ -383,8 +383,9 @@ def refused(operation, capsys, monkeypatch):
     monkeypatch.delenv("FFTP_BACKEND")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     lines = runs.run(capsys, command=env.main).out.splitlines()
-    assert f"{operation:<15} {backend.name:<13} cannot run: {reason}" in lines
+    assert f"{operation:<18} {backend.name:<13} cannot run: {reason}" in lines
     return reason
 
 
@@ -463,8 +464,9 @@ def test_package_that_can_be_called(operation, install, capsys, monkeypatch):
     monkeypatch.delenv("FFTP_BACKEND")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     lines = runs.run(capsys, command=env.main).out.splitlines()
-    (state,) = {line for line in lines if line.startswith(f"{operation:<15} {backend.name:<13}")}
+    (state,) = {line for line in lines if line.startswith(f"{operation:<18} {backend.name:<13}")}
     assert state.endswith(("runs with --fused", "triton is preferred"))
 
 

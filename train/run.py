@@ -223,8 +223,8 @@ def planned(task: loop.Task) -> dict[str, str]:
     precision = str(task.precision).removeprefix("torch.")
     operations = {"waveforms": "int16", "fbank": "float32", "normalise": "float32"}
     if task.settings.augment != "none":
-        operations |= {{"specmask": "spec_mask", "specaugment": "spec_augment"}[task.settings.augment]: "int64"}
-        operations["paint"] = "float32"
+        name = {"specmask": "apply_spec_mask", "specaugment": "apply_spec_augment"}[task.settings.augment]
+        operations[name] = "float32"
     operations["patch_embed"] = precision
     if task.settings.model == "aum":
         operations |= {"selective_scan": "float32", "causal_conv": precision}

@@ -13,12 +13,17 @@ def patch_embed(
     position: torch.Tensor | None,
     tokens: torch.Tensor,
     place: int,
+    rectangles: torch.Tensor | None = None,
+    fill: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-mel to the encoder's input (paper, section III-A; square patches are the same with pf < F).
 
     log_mel `[B, T, F]`; weight `[D, 1, pt, pf]`, time-major; bias `[D]`; stride (st, sf) in frames and bins;
     position `[N, D]` in patch order or None; tokens `[c, D]`, class tokens with their positions already added;
     place: how many patches stand before them (0 for AST, N // 2 for AuM).
+    rectangles int32 `[B, M, 4]` as (t0, t1, f0, f1), half open, with fill float32 `[B]` in the units of log_mel: embed the
+    masked spectrogram and leave log_mel itself as it is; what would stand outside the clip is cut off. A hidden cell has
+    no gradient, weight's gradient sees the fill, and fill itself gets none.
 
     Returns `[B, N + c, D]`. Patches are in the order of AST and AuM: frequency band outer, time inner; a full-frequency
     patch leaves time alone. Raises ValueError when a patch does not fit or shapes disagree.
@@ -37,4 +42,20 @@ def patch_embed(
             f"N={N} patches of width D={D} take position (N, D), tokens (c, D) and a place in 0..N, "
             f"got {None if position is None else tuple(position.shape)}, {tuple(tokens.shape)} and {place}"
         )
-    return dispatch.choose("patch_embed", log_mel)(log_mel, weight, bias, stride, position, tokens, place)
+    if rectangles is not None or fill is not None:
+        _check_masks(log_mel, rectangles, fill)
+    return dispatch.choose("patch_embed", log_mel)(
+        log_mel, weight, bias, stride, position, tokens, place, rectangles, fill
+    )
+
+
+def _check_masks(log_mel, rectangles, fill):
+    if rectangles is None or fill is None:
+        raise ValueError(f"rectangles and fill go together, got no {'rectangles' if rectangles is None else 'fill'}")
+    B = log_mel.shape[0]
+    if rectangles.ndim != 3 or (rectangles.shape[0], rectangles.shape[2]) != (B, 4) or fill.shape != (B,):
+        raise ValueError(
+            f"{B} clips take rectangles (B, M, 4) and fill (B,), got {tuple(rectangles.shape)} and {tuple(fill.shape)}"
+        )
+    if rectangles.dtype != torch.int32:
+        raise ValueError(f"rectangles are int32 numbers of frames and bins, got {rectangles.dtype}")

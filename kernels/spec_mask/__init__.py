@@ -1,5 +1,5 @@
 """SpecMask and SpecAugment: draw the rectangles, paint them."""
 
-from kernels.spec_mask.op import draw_spec_augment, draw_spec_mask, paint
+from kernels.spec_mask.op import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 
-__all__ = ["draw_spec_augment", "draw_spec_mask", "paint"]
+__all__ = ["apply_spec_augment", "apply_spec_mask", "draw_spec_augment", "draw_spec_mask", "paint"]

@@ -37,6 +37,7 @@ def _paint_one(clip_ptr, row_ptr, value, T, F, stride_t, stride_f, TILE_T: tl.co
     t1 = tl.minimum(tl.load(row_ptr + 1), T)
     f0 = tl.maximum(tl.load(row_ptr + 2), 0)
     f1 = tl.minimum(tl.load(row_ptr + 3), F)
+    t1 = tl.where(f0 < f1, t1, t0)  # nothing high takes no time
     t = t0
     while t < t1:
         frames = t + tl.arange(0, TILE_T)
@@ -182,43 +183,133 @@ def _paint_kernel(
 
 
 def draw_spec_mask(
-    seed, epoch, tickets, T, F, *, budget, max_width, max_height, full_share, shapes, attempts, clip, snap,
-    log_mel=None, fill=None,
-):  # fmt: skip
-    """As `reference.draw_spec_mask`; with log_mel `[B, T, F]` and fill `[B]` the same kernel paints log_mel in place."""
-    B = tickets.numel()
-    rectangles, count, area = _outputs(tickets, shapes)
-    if B:
-        spectrogram, value, strides = _target(log_mel, fill, rectangles)
-        _spec_mask_kernel[(B,)](
-            keyed.on_device(seed, tickets.device), keyed.on_device(epoch, tickets.device), tickets.contiguous(),
-            rectangles, count, area, spectrogram, value,
-            *strides,
-            T, F, budget, min(max_width, T), min(max_height, F), round(full_share * 2**32), shapes, attempts, snap,
-            CLIP=clip, PAINT=log_mel is not None, LANES=max(triton.next_power_of_2(attempts), 16),
-            TILE_T=TILE_T, TILE_F=TILE_F, num_warps=WARPS,
-        )  # fmt: skip
-    return rectangles, count, area
+    seed, epoch, tickets, T, F, *, budget, max_width, max_height, full_share, shapes, attempts, clip, snap
+):
+    """As `reference.draw_spec_mask`."""
+    threshold = round(full_share * 2**32)
+    return draw_spec_mask_op(
+        *_keys(seed, epoch, tickets), T, F, budget, max_width, max_height, threshold, shapes, attempts, clip, snap
+    )
 
 
-def draw_spec_augment(seed, epoch, tickets, T, F, *, max_frequency, max_time, log_mel=None, fill=None):
-    """As `reference.draw_spec_augment`; with log_mel `[B, T, F]` and fill `[B]` it is painted in place, too."""
-    B = tickets.numel()
-    rectangles, count, area = _outputs(tickets, 2)
-    if B:
-        spectrogram, value, strides = _target(log_mel, fill, rectangles)
-        _spec_augment_kernel[(B,)](
-            keyed.on_device(seed, tickets.device), keyed.on_device(epoch, tickets.device), tickets.contiguous(),
-            rectangles, count, area, spectrogram, value,
-            *strides,
-            T, F, min(max_frequency, F), min(max_time, T),
-            PAINT=log_mel is not None, TILE_T=TILE_T, TILE_F=TILE_F, num_warps=WARPS,
-        )  # fmt: skip
-    return rectangles, count, area
+def apply_spec_mask(
+    log_mel, fill, seed, epoch, tickets, *, budget, max_width, max_height, full_share, shapes, attempts, clip, snap
+):
+    """As `reference.apply_spec_mask`, in one kernel: what draws a clip's rectangles paints them, and reads no cell."""
+    threshold, keys = round(full_share * 2**32), _keys(seed, epoch, tickets)
+    return apply_spec_mask_op(
+        log_mel, fill, *keys, budget, max_width, max_height, threshold, shapes, attempts, clip, snap
+    )
+
+
+def draw_spec_augment(seed, epoch, tickets, T, F, *, max_frequency, max_time):
+    """As `reference.draw_spec_augment`."""
+    return draw_spec_augment_op(*_keys(seed, epoch, tickets), T, F, max_frequency, max_time)
+
+
+def apply_spec_augment(log_mel, fill, seed, epoch, tickets, *, max_frequency, max_time):
+    """As `reference.apply_spec_augment`, in one kernel."""
+    return apply_spec_augment_op(log_mel, fill, *_keys(seed, epoch, tickets), max_frequency, max_time)
 
 
 def paint(log_mel, rectangles, fill):
     """As `reference.paint`: only the masked cells are touched, and none of them is read."""
+    paint_op(log_mel, rectangles, fill)
+    return log_mel
+
+
+# The operators below are what tracing sees: the ones that paint say that they change log_mel in place.
+
+
+@torch.library.custom_op("fftp::draw_spec_mask", mutates_args=())
+def draw_spec_mask_op(
+    seed: torch.Tensor,
+    epoch: torch.Tensor,
+    tickets: torch.Tensor,
+    T: int,
+    F: int,
+    budget: int,
+    max_width: int,
+    max_height: int,
+    full_threshold: int,
+    shapes: int,
+    attempts: int,
+    clip: bool,
+    snap: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rectangles int32 `[B, shapes, 4]`, count `[B]`, area `[B]`; full_threshold is a probability times 2^32."""
+    settings = (budget, max_width, max_height, full_threshold, shapes, attempts, clip, snap)
+    return _launch_spec_mask(seed, epoch, tickets, T, F, *settings)
+
+
+@torch.library.custom_op("fftp::apply_spec_mask", mutates_args=("log_mel",))
+def apply_spec_mask_op(
+    log_mel: torch.Tensor,
+    fill: torch.Tensor,
+    seed: torch.Tensor,
+    epoch: torch.Tensor,
+    tickets: torch.Tensor,
+    budget: int,
+    max_width: int,
+    max_height: int,
+    full_threshold: int,
+    shapes: int,
+    attempts: int,
+    clip: bool,
+    snap: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `draw_spec_mask_op`; log_mel `[B, T, F]` is set to fill `[B]` inside the rectangles."""
+    settings = (budget, max_width, max_height, full_threshold, shapes, attempts, clip, snap)
+    return _launch_spec_mask(seed, epoch, tickets, *log_mel.shape[1:], *settings, log_mel, fill)
+
+
+@draw_spec_mask_op.register_fake
+def _(seed, epoch, tickets, T, F, budget, max_width, max_height, full_threshold, shapes, attempts, clip, snap):
+    return _traced(tickets, shapes)
+
+
+@apply_spec_mask_op.register_fake
+def _(
+    log_mel, fill, seed, epoch, tickets, budget, max_width, max_height, full_threshold, shapes, attempts, clip, snap
+):  # fmt: skip
+    return _traced(tickets, shapes)
+
+
+@torch.library.custom_op("fftp::draw_spec_augment", mutates_args=())
+def draw_spec_augment_op(
+    seed: torch.Tensor, epoch: torch.Tensor, tickets: torch.Tensor, T: int, F: int, max_frequency: int, max_time: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rectangles int32 `[B, 2, 4]`, count `[B]`, area `[B]`."""
+    return _launch_spec_augment(seed, epoch, tickets, T, F, max_frequency, max_time)
+
+
+@torch.library.custom_op("fftp::apply_spec_augment", mutates_args=("log_mel",))
+def apply_spec_augment_op(
+    log_mel: torch.Tensor,
+    fill: torch.Tensor,
+    seed: torch.Tensor,
+    epoch: torch.Tensor,
+    tickets: torch.Tensor,
+    max_frequency: int,
+    max_time: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `draw_spec_augment_op`; log_mel `[B, T, F]` is set to fill `[B]` inside the rectangles."""
+    return _launch_spec_augment(seed, epoch, tickets, *log_mel.shape[1:], max_frequency, max_time, log_mel, fill)
+
+
+@draw_spec_augment_op.register_fake
+def _(seed, epoch, tickets, T, F, max_frequency, max_time):
+    return _traced(tickets, 2)
+
+
+@apply_spec_augment_op.register_fake
+def _(log_mel, fill, seed, epoch, tickets, max_frequency, max_time):
+    return _traced(tickets, 2)
+
+
+@torch.library.custom_op("fftp::paint", mutates_args=("log_mel",))
+def paint_op(log_mel: torch.Tensor, rectangles: torch.Tensor, fill: torch.Tensor) -> None:
+    """log_mel `[B, T, F]` is set to fill `[B]` inside the rectangles int32 `[B, M, 4]`."""
     B, M, _ = rectangles.shape
     if B * M:
         # The fill takes its rounding here: the interpreter's own cast to bfloat16 truncates.
@@ -228,7 +319,48 @@ def paint(log_mel, rectangles, fill):
             *log_mel.shape[1:], M,
             TILE_T=TILE_T, TILE_F=TILE_F, num_warps=WARPS,
         )  # fmt: skip
-    return log_mel
+
+
+@paint_op.register_fake
+def _(log_mel, rectangles, fill):
+    return None
+
+
+def _launch_spec_mask(
+    seed, epoch, tickets, T, F, budget, max_width, max_height, full_threshold, shapes, attempts, clip, snap,
+    log_mel=None, fill=None,
+):  # fmt: skip
+    B = tickets.numel()
+    rectangles, count, area = _outputs(tickets, shapes)
+    if B:
+        spectrogram, value, strides = _target(log_mel, fill, rectangles)
+        _spec_mask_kernel[(B,)](
+            seed, epoch, tickets.contiguous(), rectangles, count, area, spectrogram, value,
+            *strides,
+            T, F, budget, min(max_width, T), min(max_height, F), full_threshold, shapes, attempts, snap,
+            CLIP=clip, PAINT=log_mel is not None, LANES=max(triton.next_power_of_2(attempts), 16),
+            TILE_T=TILE_T, TILE_F=TILE_F, num_warps=WARPS,
+        )  # fmt: skip
+    return rectangles, count, area
+
+
+def _launch_spec_augment(seed, epoch, tickets, T, F, max_frequency, max_time, log_mel=None, fill=None):
+    B = tickets.numel()
+    rectangles, count, area = _outputs(tickets, 2)
+    if B:
+        spectrogram, value, strides = _target(log_mel, fill, rectangles)
+        _spec_augment_kernel[(B,)](
+            seed, epoch, tickets.contiguous(), rectangles, count, area, spectrogram, value,
+            *strides,
+            T, F, min(max_frequency, F), min(max_time, T),
+            PAINT=log_mel is not None, TILE_T=TILE_T, TILE_F=TILE_F, num_warps=WARPS,
+        )  # fmt: skip
+    return rectangles, count, area
+
+
+def _keys(seed, epoch, tickets):
+    """Seed and epoch as tensors on the tickets' device: those that are there already stay themselves, for graphs."""
+    return keyed.on_device(seed, tickets.device), keyed.on_device(epoch, tickets.device), tickets
 
 
 def _outputs(tickets, M):
@@ -239,6 +371,12 @@ def _outputs(tickets, M):
         torch.empty(tickets.numel(), **like),
         torch.empty(tickets.numel(), **like),
     )
+
+
+def _traced(tickets, M):
+    """What `_outputs` makes, for tracing."""
+    B = tickets.shape[0]
+    return tuple(tickets.new_empty(shape, dtype=torch.int32) for shape in ((B, M, 4), (B,), (B,)))
 
 
 def _target(log_mel, fill, unused):

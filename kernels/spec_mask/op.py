@@ -6,6 +6,7 @@ from kernels import dispatch
 
 FULL_SHARE = 0.7  # of the draws are full height (paper, Algorithm 1, line 9)
 SHAPES = 64  # rectangles drawn at most: at the paper's widths more than 21 have a chance below 1e-15
+MOST_CELLS = 2**30  # of a clip: SpecAugment's area counts both rectangles, and is an int32
 ATTEMPTS = 100  # tries for a place (paper, section III-B)
 
 
@@ -36,29 +37,38 @@ def draw_spec_mask(
     Returns rectangles int32 `[B, shapes, 4]` as (t0, t1, f0, f1), half open; count int32 `[B]`; area int32 `[B]`.
     Raises ValueError for sizes below 1, tickets of another shape or type, or a probability outside 0..1.
     """
-    _check_draw(tickets, T, F)
-    for name, value in (("budget", budget), ("max_width", max_width), ("max_height", max_height), ("snap", snap)):
-        if value < (0 if name == "budget" else 1):
-            raise ValueError(f"{name} is a positive number of cells, frames or bins, got {value}")
-    if not 0 <= full_share <= 1:
-        raise ValueError(f"full_share is a probability in 0..1, got {full_share}")
-    if snap > T:
-        raise ValueError(f"snap={snap} frames is longer than the clip of T={T}")
-    return dispatch.choose("spec_mask", tickets)(
-        seed,
-        epoch,
-        tickets,
-        T,
-        F,
-        budget=budget,
-        max_width=max_width,
-        max_height=max_height,
-        full_share=full_share,
-        shapes=shapes,
-        attempts=attempts,
-        clip=clip,
-        snap=snap,
-    )
+    settings = {"budget": budget, "max_width": max_width, "max_height": max_height, "full_share": full_share}
+    settings |= {"shapes": shapes, "attempts": attempts, "clip": clip, "snap": snap}
+    _check_spec_mask(tickets, T, F, **settings)
+    return dispatch.choose("spec_mask", tickets)(seed, epoch, tickets, T, F, **settings)
+
+
+def apply_spec_mask(
+    log_mel: torch.Tensor,
+    fill: torch.Tensor,
+    seed,
+    epoch,
+    tickets: torch.Tensor,
+    *,
+    budget: int,
+    max_width: int,
+    max_height: int,
+    full_share: float = FULL_SHARE,
+    shapes: int = SHAPES,
+    attempts: int = ATTEMPTS,
+    clip: bool = False,
+    snap: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw SpecMask's rectangles and paint them: log_mel `[B, T, F]` is set to fill `[B]` inside them, in place.
+
+    log_mel has to be the caller's own buffer, as in training. Other arguments, the result (what was drawn) and errors as
+    in `draw_spec_mask`.
+    """
+    settings = {"budget": budget, "max_width": max_width, "max_height": max_height, "full_share": full_share}
+    settings |= {"shapes": shapes, "attempts": attempts, "clip": clip, "snap": snap}
+    _check_target(log_mel, fill, tickets)
+    _check_spec_mask(tickets, *log_mel.shape[1:], **settings)
+    return dispatch.choose("apply_spec_mask", log_mel)(log_mel, fill, seed, epoch, tickets, **settings)
 
 
 def draw_spec_augment(
@@ -69,11 +79,20 @@ def draw_spec_augment(
     max_frequency, max_time: widths are uniform on 0..max-1 bins and frames, as torchaudio's; cut to F and T.
     Other arguments and the result as in `draw_spec_mask`, with M = 2; area is the sum of both.
     """
-    _check_draw(tickets, T, F)
-    if max_frequency < 1 or max_time < 1:
-        raise ValueError(f"max_frequency and max_time are at least 1, got {max_frequency} and {max_time}")
+    _check_spec_augment(tickets, T, F, max_frequency, max_time)
     return dispatch.choose("spec_augment", tickets)(
         seed, epoch, tickets, T, F, max_frequency=max_frequency, max_time=max_time
+    )
+
+
+def apply_spec_augment(
+    log_mel: torch.Tensor, fill: torch.Tensor, seed, epoch, tickets: torch.Tensor, *, max_frequency: int, max_time: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw SpecAugment's two rectangles and paint them: `apply_spec_mask` with the arguments of `draw_spec_augment`."""
+    _check_target(log_mel, fill, tickets)
+    _check_spec_augment(tickets, *log_mel.shape[1:], max_frequency, max_time)
+    return dispatch.choose("apply_spec_augment", log_mel)(
+        log_mel, fill, seed, epoch, tickets, max_frequency=max_frequency, max_time=max_time
     )
 
 
@@ -96,3 +115,31 @@ def _check_draw(tickets, T, F):
         raise ValueError(f"tickets is int64 (B,), got {tickets.dtype} {tuple(tickets.shape)}")
     if T < 1 or F < 1:
         raise ValueError(f"T and F are at least 1, got T={T} and F={F}")
+    if T * F > MOST_CELLS:
+        raise ValueError(f"areas are counted in 32 bits: a clip has {MOST_CELLS} cells at most, got T={T} x F={F}")
+
+
+def _check_spec_mask(tickets, T, F, *, budget, max_width, max_height, full_share, shapes, attempts, clip, snap):
+    _check_draw(tickets, T, F)
+    for name, value in (("budget", budget), ("max_width", max_width), ("max_height", max_height), ("snap", snap)):
+        if value < (0 if name == "budget" else 1):
+            raise ValueError(f"{name} is a positive number of cells, frames or bins, got {value}")
+    if not 0 <= full_share <= 1:
+        raise ValueError(f"full_share is a probability in 0..1, got {full_share}")
+    if snap > T:
+        raise ValueError(f"snap={snap} frames is longer than the clip of T={T}")
+
+
+def _check_spec_augment(tickets, T, F, max_frequency, max_time):
+    _check_draw(tickets, T, F)
+    if max_frequency < 1 or max_time < 1:
+        raise ValueError(f"max_frequency and max_time are at least 1, got {max_frequency} and {max_time}")
+
+
+def _check_target(log_mel, fill, tickets):
+    B = log_mel.shape[0] if log_mel.ndim == 3 else -1
+    if fill.shape != (B,) or tickets.shape != (B,):
+        raise ValueError(
+            "masks are applied to log_mel (B, T, F) with fill (B,) and tickets (B,); "
+            f"got {tuple(log_mel.shape)}, {tuple(fill.shape)} and {tuple(tickets.shape)}"
+        )

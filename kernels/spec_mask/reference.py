@@ -73,13 +73,27 @@ def draw_spec_augment(seed, epoch, tickets, T, F, *, max_frequency, max_time):
     return rectangles, count, area.to(torch.int32)
 
 
+def apply_spec_mask(log_mel, fill, seed, epoch, tickets, **settings):
+    """Draw, then paint log_mel in place; returns what was drawn."""
+    drawn = draw_spec_mask(seed, epoch, tickets, *log_mel.shape[1:], **settings)
+    paint(log_mel, drawn[0], fill)
+    return drawn
+
+
+def apply_spec_augment(log_mel, fill, seed, epoch, tickets, **settings):
+    """Draw, then paint log_mel in place; returns what was drawn."""
+    drawn = draw_spec_augment(seed, epoch, tickets, *log_mel.shape[1:], **settings)
+    paint(log_mel, drawn[0], fill)
+    return drawn
+
+
 def paint(log_mel, rectangles, fill):
-    """log_mel[b, t0:t1, f0:f1] = fill[b] for each of sample b's rectangles; in place, and returned."""
+    """log_mel[b, t0:t1, f0:f1] = fill[b] for each of sample b's rectangles, cut to T x F; in place, and returned."""
     if log_mel.device.type == "cpu":
         for clip, rows, value in zip(log_mel, rectangles.tolist(), fill.tolist(), strict=True):
             for t0, t1, f0, f1 in rows:
                 if t1 > t0:
-                    clip[t0:t1, f0:f1] = value
+                    clip[max(t0, 0) : max(t1, 0), max(f0, 0) : max(f1, 0)] = value  # -1 would count from the end
         return log_mel
     hidden = covered(rectangles, *log_mel.shape[1:])  # slices would need the rectangles on the host
     return log_mel.copy_(torch.where(hidden, fill[:, None, None].to(log_mel.dtype), log_mel))
@@ -89,8 +103,7 @@ def covered(rectangles, T, F):
     """True where a rectangle of sample b hides the cell: bool `[B, T, F]`."""
     t = torch.arange(T, device=rectangles.device)
     f = torch.arange(F, device=rectangles.device)
-    hidden = torch.zeros(rectangles.shape[0], T, F, dtype=torch.bool, device=rectangles.device)
-    for m in range(rectangles.shape[1]):
-        t0, t1, f0, f1 = rectangles[:, m, :, None].unbind(1)  # each (B, 1)
-        hidden |= ((t >= t0) & (t < t1))[:, :, None] & ((f >= f0) & (f < f1))[:, None, :]
-    return hidden
+    t0, t1, f0, f1 = rectangles[..., None].unbind(2)  # each (B, M, 1)
+    frames, bins = ((t >= t0) & (t < t1)).float(), ((f >= f0) & (f < f1)).float()  # (B, M, T), (B, M, F)
+    # How many rectangles lie over a cell. Whatever type autocast multiplies in, a sum of ones is not rounded to nothing.
+    return frames.transpose(1, 2) @ bins > 0  # (B, T, M) @ (B, M, F) -> (B, T, F)

@@ -6,6 +6,8 @@ import torch
 from test_spec_mask import AUDIOSET, SPEECH, random_case
 
 import kernels
+from fftp.augment import Augment, AugmentSettings
+from kernels import dispatch
 from kernels.spec_mask import kernel, reference
 
 SEEDS = [0, 7, 2**31, 2**40 + 12345, 2**63 - 1, 2**64 - 5]
@@ -13,9 +15,17 @@ DEFAULTS = {"full_share": 0.7, "shapes": 64, "attempts": 100, "clip": False, "sn
 LAYOUTS = ["plain", "sliced", "transposed"]
 
 
+@pytest.fixture
+def traced():
+    """For tests that trace: PyTorch's own tensors come from `torch.empty` then, and are no kernel's outputs."""
+
+
 @pytest.fixture(autouse=True)
-def by_triton(monkeypatch, guard):
-    monkeypatch.setenv("FFTP_BACKEND", "spec_mask=triton,spec_augment=triton,paint=triton")
+def by_triton(monkeypatch, request):
+    if "traced" not in request.fixturenames:
+        request.getfixturevalue("guard")
+    names = ("spec_mask", "spec_augment", "apply_spec_mask", "apply_spec_augment", "paint")
+    monkeypatch.setenv("FFTP_BACKEND", ",".join(f"{name}=triton" for name in names))
 
 
 def same(got, wanted):
@@ -152,11 +162,123 @@ def test_drawn_and_painted_in_one_kernel(dtype, layout, guard, device):
     tickets, fill = torch.arange(B, device=device), torch.tensor([-3.25, 0.1, 7.0], device=device)
     mask = {"budget": 900, "max_width": 16, "max_height": 30}
     augment = {"max_frequency": 20, "max_time": 60}
-    for form, settings in (("draw_spec_mask", DEFAULTS | mask), ("draw_spec_augment", augment)):
+    for form, settings in (("spec_mask", DEFAULTS | mask), ("spec_augment", augment)):
         _, log_mel = spectrogram(guard, layout, B, T, F, dtype, device)
         log_mel[0, 3, 2] = float("nan")  # never read, so it stays where it is or is painted over
         wanted = log_mel.clone()
-        drawn = getattr(reference, form)(11, 2, tickets, T, F, **settings)
+        drawn = getattr(reference, f"draw_{form}")(11, 2, tickets, T, F, **settings)
         reference.paint(wanted, drawn[0], fill)
-        same(getattr(kernel, form)(11, 2, tickets, T, F, **settings, log_mel=log_mel, fill=fill), drawn)
+        same(getattr(kernels, f"apply_{form}")(log_mel, fill, 11, 2, tickets, **settings), drawn)
         assert torch.equal(log_mel.nan_to_num(99), wanted.nan_to_num(99))
+        getattr(kernels, f"apply_{form}")(log_mel[:0], fill[:0], 11, 2, tickets[:0], **settings)
+
+
+def test_training_takes_the_one_kernel(device):
+    """Augment.mask draws and paints at once, and its result is the reference's."""
+    fill_in = AugmentSettings(augment="specmask", mask_area=300, mask_width=9)
+    for chosen, used in ((fill_in, "apply_spec_mask"), (AugmentSettings(augment="specaugment"), "apply_spec_augment")):
+        work, tickets = Augment(chosen, seed=3, T=40, F=16), torch.arange(3, device=device)
+        log_mel = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(1)).to(device)
+        wanted = reference.paint(log_mel.clone(), work.rectangles(5, tickets), work.fill(log_mel, None, None))
+        dispatch.forget()
+        got = work.mask(log_mel.clone(), torch.full((3,), 40, device=device), 5, tickets)
+        assert dispatch.in_use() == {used: "triton"}
+        assert torch.equal(got, wanted)
+        assert not torch.equal(got, log_mel)
+
+
+APPLIED = {
+    "apply_spec_mask": {"budget": 300, "max_width": 9, "max_height": 16},
+    "apply_spec_augment": {"max_frequency": 9, "max_time": 20},
+}
+
+
+def by_hand(form, log_mel, fill, seed, epoch, tickets):
+    """The reference on a copy."""
+    settings = APPLIED[form] | (DEFAULTS if form == "apply_spec_mask" else {})
+    out = log_mel.clone()
+    getattr(reference, form)(out, fill, seed, epoch, tickets, **settings)
+    return out
+
+
+@pytest.mark.parametrize("form", APPLIED)
+def test_a_seed_or_epoch_changed_in_place_draws_anew(form, device):
+    """What a CUDA graph relies on: the kernel reads the caller's own memory, at each launch."""
+    seed, epoch = torch.tensor([7], device=device), torch.tensor([0], device=device)
+    tickets, fill = torch.arange(2, device=device), torch.zeros(2, device=device)
+    assert kernel._keys(seed, epoch, tickets)[0].data_ptr() == seed.data_ptr()
+    assert kernel._keys(seed, epoch, tickets)[1].data_ptr() == epoch.data_ptr()
+    seen = []
+    for change in (lambda: None, lambda: epoch.add_(1), lambda: seed.add_(2**33), lambda: tickets.add_(5)):
+        change()
+        log_mel = torch.ones(2, 40, 16, device=device)
+        wanted = by_hand(form, log_mel, fill, int(seed), int(epoch), tickets)
+        getattr(kernels, form)(log_mel, fill, seed, epoch, tickets, **APPLIED[form])
+        assert torch.equal(log_mel, wanted)
+        assert not any(torch.equal(log_mel, before) for before in seen)
+        seen.append(log_mel)
+
+
+def operators(device):
+    """Each operator with arguments of its own."""
+    seed, epoch, tickets = (torch.tensor([n], device=device) for n in (7, 2, 3))
+    log_mel, fill = torch.ones(1, 40, 16, device=device), torch.zeros(1, device=device)
+    sizes, widths = (300, 9, 16, 2**31, 4, 10, False, 1), (9, 20)
+    rectangles = torch.tensor([[[1, 5, 2, 4]]], dtype=torch.int32, device=device)
+    return [
+        (kernel.draw_spec_mask_op, (seed, epoch, tickets, 40, 16, *sizes)),
+        (kernel.apply_spec_mask_op, (log_mel, fill, seed, epoch, tickets, *sizes)),
+        (kernel.draw_spec_augment_op, (seed, epoch, tickets, 40, 16, *widths)),
+        (kernel.apply_spec_augment_op, (log_mel, fill, seed, epoch, tickets, *widths)),
+        (kernel.paint_op, (log_mel, rectangles, fill)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_opcheck(number, traced, device):
+    operator, arguments = operators(device)[number]
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", APPLIED)
+def test_under_compile(form, traced, device):
+    """A change in place is seen by what comes before and after it in a traced program, which draws anew each time."""
+
+    def step(log_mel, fill, seed, epoch, tickets):
+        doubled = 2 * log_mel
+        getattr(kernels, form)(doubled, fill, seed, epoch, tickets, **APPLIED[form])
+        return doubled + 1, epoch.add_(1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=False)
+    log_mel, fill = torch.randn(2, 40, 16, device=device), torch.tensor([5.0, 9.0], device=device)
+    seed, epoch = torch.tensor([7], device=device), torch.tensor([0], device=device)
+    tickets = torch.arange(2, device=device)
+    for number in range(3):
+        got, _ = compiled(log_mel, fill, seed, epoch, tickets)
+        assert torch.equal(got, by_hand(form, 2 * log_mel, fill, 7, number, tickets) + 1)
+
+
+def test_cells_past_32_bits(tmp_path, device):
+    """Rectangles behind 2^31 elements, in a file with holes: the offsets have to be 64 bits wide."""
+    T, F = 2**24 + 4, 128
+    if device == "cuda":
+        log_mel = torch.zeros(1, T, F, dtype=torch.float16, device=device)
+    else:
+        log_mel = torch.from_file(str(tmp_path / "log_mel"), shared=True, size=T * F, dtype=torch.float16).view(1, T, F)
+    fill = torch.ones(1, device=device)
+    far = torch.tensor([[[T - 3, T + 9, 120, 140]]], dtype=torch.int32, device=device)
+    kernels.paint(log_mel, far, fill)
+    assert log_mel[0, -3:, 120:].all()
+    assert int(log_mel[0, -4:].count_nonzero()) == 3 * 8
+    assert int(log_mel[0, :4].count_nonzero()) == 0
+    with pytest.raises(ValueError, match="areas are counted in 32 bits: a clip has 1073741824 cells at most"):
+        kernels.apply_spec_augment(
+            log_mel, fill, 0, 0, torch.zeros(1, dtype=torch.int64, device=device), max_frequency=3, max_time=3
+        )
+    # Two clips that overlap in memory, the second behind 2^31 elements.
+    clips = log_mel.as_strided((2, 4, F), (T * F - 4 * F, F, 1))
+    kernels.paint(clips, torch.tensor([[[0, 1, 3, 5]]] * 2, dtype=torch.int32, device=device), fill.expand(2))
+    assert log_mel[0, -4].nonzero().flatten().tolist() == [3, 4]
+    assert log_mel[0, 0].nonzero().flatten().tolist() == [3, 4]
