@@ -7,6 +7,7 @@ Order (AST's): gain, mixup (waveform) -> log-mel, padded -> roll -> masks -> nor
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 import kernels
@@ -51,6 +52,11 @@ class Augment:
         if s.mixup == 0:
             return None
         return draws.draw_mixup(self.seed, epoch, tickets, s.mixup, n, fixed=s.mixup_lambda == "half")
+
+    def partners(self, epoch: int, tickets: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """`mixup`'s (mixed, partner) as arrays on the host, or None where mixup is off."""
+        s = self.settings
+        return draws.mixup_partners(self.seed, epoch, tickets, s.mixup, n) if s.mixup else None
 
     def gain(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
         """Factors `[B]` for the waveforms, or None."""

@@ -63,6 +63,13 @@ def draw_mixup(seed, epoch, tickets: torch.Tensor, probability: float, n: int, f
     return mixed, partner, (tenth.double() * 2.0**-32).float()
 
 
+def mixup_partners(seed: int, epoch: int, tickets: np.ndarray, probability: float, n: int):
+    """`draw_mixup`'s decision and partner on the host, for what is gathered there: bool and int64 arrays `[B]`."""
+    a, b, _, _ = keyed.philox_numpy(seed, keyed.MIXUP << 16, 0, epoch, tickets)
+    partner = (b.astype(np.uint64) * np.uint64(n)) >> np.uint64(32)
+    return a < round(probability * 2**32), partner.astype(np.int64)
+
+
 def draw_noise(seed, epoch, tickets: torch.Tensor, T: int, F: int) -> torch.Tensor:
     """Noise to add to the normalised log-mel, float32 `[B, T, F]`: U[0, 1) a cell times U[0, 0.1) a clip."""
     tickets = tickets[:, None]

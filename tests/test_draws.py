@@ -65,6 +65,15 @@ def test_stored_mixups(stored, device):
         assert list(got) == [(m, p, float(np.float32(w))) for m, p, w in (c["mixup"] for c in cases)]
 
 
+def test_mixups_partners_are_the_same_on_the_host():
+    tickets = np.arange(5000)
+    for probability, n in ((0.5, 18685), (1.0, 2**31 - 1), (0.0, 1)):
+        mixed, partner, _ = draws.draw_mixup(2**63 + 7, 3, torch.from_numpy(tickets), probability, n)
+        host = draws.mixup_partners(2**63 + 7, 3, tickets, probability, n)
+        assert (host[0] == mixed.numpy()).all()
+        assert (host[1] == partner.numpy()).all()
+
+
 def test_stored_noise(stored, device):
     for (seed, epoch), cases in by_run(stored["cases"]):
         for T, F in ((3, 3), (9, 1), (5, 7)):  # cells are counted as stored: t * F + f

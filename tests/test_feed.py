@@ -1,5 +1,9 @@
 """From clips to the model's input: order, mixing, masks and noise are what is written, and each sample's own."""
 
+import signal
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +11,17 @@ import pytest
 import torch
 
 import kernels
+from fftp.ahead import one_ahead
 from fftp.augment import Augment
 from fftp.frontend import FrontEnd, FrontEndSettings
 from kernels import FbankSettings, draws
+from kernels.waveform import reference
+from tests import runs
 from tests.literal import below, words
+from train import samples
 from train.data.pack import Pack
 from train.feed import Feed, Order, class_weights
+from train.samples import Resident, Streamed
 from train.settings import Settings
 
 SEED, EPOCH, C = 3, 2, 4
@@ -43,9 +52,9 @@ def pack_of(count: int) -> Pack:
     )
 
 
-def feed_of(count=44, split="train") -> Feed:
+def feed_of(count=44, split="train", source=Resident) -> Feed:
     packed = pack_of(count)
-    return Feed(packed, packed.indices(split), FrontEnd(FRONT_END), torch.device("cpu"))
+    return Feed(source(packed, torch.device("cpu")), packed.indices(split), FrontEnd(FRONT_END))
 
 
 def augment_of(**changed) -> Augment:
@@ -234,3 +243,166 @@ def test_a_clip_drawn_twice_is_augmented_twice_differently():
     later = feed.augmented(np.array([4]), np.array([8]), EPOCH + 1, made).log_mel
     assert not torch.equal(twice[0], twice[1])
     assert not torch.equal(twice[0], later[0])
+
+
+# Where the samples come from -------------------------------------------------------------------------------------------
+
+
+def feeds_of(count, device, split="train"):
+    """One feed whose samples are on the device, one whose batches are gathered on the host."""
+    packed = pack_of(count)
+    sources = (source(packed, torch.device(device)) for source in (Resident, Streamed))
+    return [Feed(source, packed.indices(split), FrontEnd(FRONT_END)) for source in sources]
+
+
+def same(one, other):
+    return torch.equal(one.log_mel, other.log_mel) and torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["shuffled", "balanced"])
+@pytest.mark.parametrize("changed", [{}, ALL, {"mixup": 1.0}], ids=["plain", "all", "mixup alone"])
+def test_resident_and_streamed_give_the_same_bits(device, balanced, changed):
+    resident, streamed = feeds_of(60, device)
+    made = augment_of(**changed)
+    steps = Order(resident, 7, SEED, balanced).epoch(EPOCH)
+    one, other = (list(feed.training(steps, EPOCH, made)) for feed in (resident, streamed))
+    assert len(one) == len(other) == 6
+    for a, b, (positions, tickets) in zip(one, other, steps, strict=True):
+        assert same(a, b)
+        assert (a.indices == b.indices).all()
+        assert (a.indices == resident.indices[positions]).all()
+        for feed in (resident, streamed):  # a batch on its own, as benchmarks and tests ask for it
+            assert same(a, feed.augmented(positions, tickets, EPOCH, made))
+    assert not same(one[0], one[1])
+
+
+def test_evaluation_is_the_split_in_its_order(device):
+    resident, streamed = feeds_of(60, device, "validation")
+    one, other = (list(feed.evaluation(4)) for feed in (resident, streamed))
+    assert [len(batch.indices) for batch in one] == [4, 4, 4, 3]
+    assert all(map(same, one, other))
+    assert (np.concatenate([batch.indices for batch in other]) == streamed.indices).all()
+    assert torch.equal(torch.cat([batch.log_mel for batch in one]), streamed.plain(np.arange(15)).log_mel)
+
+
+def test_resident_batches_need_nothing_from_the_device():
+    """On the meta device there are no values: whatever asked for one would raise."""
+    feed = Feed(Resident(pack_of(44), torch.device("meta")), np.arange(33), FrontEnd(FRONT_END))
+    drawn = augment_of(mixup=0.5).mixup(EPOCH, torch.arange(5, device="meta"), len(feed))
+    clips = feed._looked_up(np.arange(5), drawn)
+    partner = (clips.start[5:], clips.length[5:], drawn[2])
+    waveform = reference.waveforms(clips.samples, clips.start[:5], clips.length[:5], W, None, partner)
+    assert (waveform.device.type, waveform.shape) == ("meta", (5, W))
+    assert clips.labels.shape == (10, C)
+
+
+def test_streamed_batches_hold_each_clip_once():
+    _, streamed = feeds_of(44, "cpu")
+    numbers = np.array([3, 1, 3, 0])
+    clips = streamed.source.clips(numbers, W)
+    pack = streamed.pack
+    assert len(clips.samples) == sum(min(pack.length[i], W) for i in (0, 1, 3))
+    for number, start, length in zip(numbers, clips.start.tolist(), clips.length.tolist(), strict=True):
+        first = pack.start[number]
+        assert length == min(pack.length[number], W)
+        assert (clips.samples[start : start + length].numpy() == pack.samples[first : first + length]).all()
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("one-ahead")]
+
+
+@pytest.mark.parametrize("how", ["closed", "interrupted", "to its end"])
+def test_a_stream_leaves_no_thread(how):
+    _, streamed = feeds_of(60, "cpu")
+    steps = Order(streamed, 7, SEED, False).epoch(EPOCH)
+    if how == "interrupted":
+
+        def step():
+            with closing(streamed.training(steps, EPOCH, augment_of())) as batches:
+                for _ in batches:
+                    assert threads()
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    else:
+        batches = streamed.training(steps, EPOCH, augment_of())
+        next(batches)
+        assert threads()
+        batches.close() if how == "closed" else list(batches)
+    assert not threads()
+
+
+def test_a_stream_is_one_item_ahead_and_no_more():
+    made = []
+    items = one_ahead(made.append(i) or i for i in range(5))
+    assert (next(items), next(items)) == (0, 1)
+    deadline = time.monotonic() + 10
+    while len(made) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)  # time enough for a fourth, were it to be made
+    assert made == [0, 1, 2]
+    assert list(items) == [2, 3, 4]
+
+
+def test_an_error_in_the_thread_is_raised_as_itself_in_its_place():
+    _, streamed = feeds_of(60, "cpu")
+    steps = Order(streamed, 7, SEED, False).epoch(EPOCH)
+    steps[2] = (np.array([9999]), steps[2][1])
+    batches = streamed.training(steps, EPOCH, augment_of())
+    assert [len(next(batches).indices) for _ in range(2)] == [7, 7]
+    with pytest.raises(IndexError, match="9999"):
+        next(batches)
+    assert not threads()
+
+
+def test_a_pack_larger_than_the_share_is_streamed(monkeypatch):
+    packed = pack_of(44)
+    size = packed.samples.nbytes + 44 * (8 + 8 + 4 * C)
+    chosen = {}
+    for name in ("Resident", "Streamed"):
+        monkeypatch.setattr(samples, name, lambda pack, device, name=name: chosen.update(name=name))
+    for free, share, expected in ((size, 1.0, "Resident"), (size - 1, 1.0, "Streamed"), (10**12, 0.0, "Streamed")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
+        samples.source_of(packed, torch.device("cuda"), share)
+        assert chosen["name"] == expected
+    monkeypatch.undo()
+    assert isinstance(samples.source_of(packed, torch.device("cpu"), 0.0), Resident)
+
+
+def test_what_the_first_lines_say(tmp_path, capsys):
+    ended = runs.run(capsys, *runs.TINY, "--out", tmp_path / "run")
+    assert f"samples: in memory, {2 * 100 * 16000 / 1e6:.1f} MB" in ended.out.splitlines()  # clips of 16,000 samples
+    mapped = pack_of(4)
+    np.save(tmp_path / "samples.npy", mapped.samples)
+    mapped = replace(mapped, samples=np.load(tmp_path / "samples.npy", mmap_mode="r"))
+    assert str(Resident(mapped, torch.device("cpu"))) == f"memory-mapped, {mapped.samples.nbytes / 1e6:.1f} MB"
+
+
+STREAMED = """
+import sys
+from train import run, samples
+run.source_of = lambda pack, device, share: samples.Streamed(pack, device)
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_ends_a_streamed_run(tmp_path):
+    process = runs.start(*runs.TINY, "--epochs", 9999, "--out", tmp_path / "run", code=STREAMED)
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGINT)
+    ended = runs.end(process)
+    assert ended.code == 130, ended.err
+    assert "go on with" in ended.err
+
+
+def test_a_streamed_run_ends_with_the_same_weights(tmp_path, capsys, monkeypatch):
+    flags = ("--epochs", 1, "--mixup", 0.5)
+    runs.train(capsys, tmp_path / "a", *flags)
+    monkeypatch.setattr("train.run.source_of", lambda pack, device, share: Streamed(pack, device))
+    runs.train(capsys, tmp_path / "b", *flags)
+    one, other = (tmp_path / name / "last" / "model.safetensors" for name in "ab")
+    assert one.read_bytes() == other.read_bytes()

@@ -18,6 +18,7 @@ from train import data
 from train.data.pack import pack
 from train.feed import Feed
 from train.run import main as train
+from train.samples import Resident
 from train.settings import Settings
 
 MISC = RECORDINGS / "misc"
@@ -223,7 +224,7 @@ def test_windows_cover_a_recording_and_are_averaged(classifier, n, starts):
 def test_scores_are_the_evaluations(classifier, trained):
     settings = Settings(**runs.result(trained)["settings"])
     made = pack(data.load(settings), RATE)
-    feed = Feed(made, made.indices("test"), classifier.front_end, torch.device("cpu"))
+    feed = Feed(Resident(made, torch.device("cpu")), made.indices("test"), classifier.front_end)
     batch = feed.plain(np.arange(5))
     with torch.inference_mode():
         expected = classifier.config.probabilities(classifier.model(batch.log_mel)).numpy()
@@ -240,7 +241,7 @@ def test_files_get_the_input_that_training_gives_them(classifier, tmp_path):
     files = [*make_files(tmp_path, 3), tmp_path / "long.wav"]
     soundfile.write(files[-1], np.random.default_rng(0).integers(-9999, 9999, 20_000, dtype=np.int16), RATE)
     made = packed(files)
-    feed = Feed(made, np.arange(len(files)), classifier.front_end, torch.device("cpu"))
+    feed = Feed(Resident(made, torch.device("cpu")), np.arange(len(files)), classifier.front_end)
     for i, file in enumerate(files):
         wave = classifier.prepare(*soundfile.read(file, dtype="int16"))
         assert torch.equal(classifier.log_mel(wave)[0], feed.plain(np.array([i])).log_mel[0])

@@ -17,6 +17,7 @@ from train import data, loop, machine, settings
 from train.data.clips import SPLITS, check_classes, nearest
 from train.data.pack import pack
 from train.feed import Feed
+from train.samples import source_of
 
 
 def evaluate(path: str, split: str, flags: list[str]) -> dict:
@@ -34,7 +35,9 @@ def evaluate(path: str, split: str, flags: list[str]) -> dict:
     fbank = config.front_end.fbank
     packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)
     device = machine.device_of(wanted.device)
-    feed = Feed(packed, packed.indices(split), FrontEnd(config.front_end), device)
+    feed = Feed(
+        source_of(packed, device, wanted.device_memory_share), packed.indices(split), FrontEnd(config.front_end)
+    )
     if not len(feed):
         raise UserError(f"The data set has no clips in its {split} split: take another by --split.")
     task = loop.Task(

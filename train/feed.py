@@ -1,15 +1,18 @@
 """From indices of clips to the model's input: gather, mixup, log-mel, masks, noise. Everything keyed, nothing stateful."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 import kernels
+from fftp.ahead import one_ahead
 from fftp.augment import Augment
 from fftp.frontend import FrontEnd
 from kernels import draws, ranges
-from train.data.pack import Pack
+from train.samples import Clips, Resident, Streamed, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,68 +30,109 @@ class Feed:
     W: samples taken of a clip, from its start; shorter clips are followed by zeros.
     """
 
-    def __init__(self, pack: Pack, indices: np.ndarray, front_end: FrontEnd, device: torch.device):
-        self.pack, self.indices, self.front_end, self.device = pack, indices, front_end, device
+    def __init__(self, source: Resident | Streamed, indices: np.ndarray, front_end: FrontEnd):
+        self.source, self.indices, self.front_end = source, indices, front_end
+        self.pack, self.device = source.pack, source.device
+        self._numbers = torch.from_numpy(indices).to(self.device)
         s = front_end.settings
         self.W = max(s.fbank.frame, s.clip_samples)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _packed(self, indices):
-        """What holds these clips: (samples int16 `[n]`, start and length int64 `[B]`)."""
-        length = np.minimum(self.pack.length[indices], self.W)
-        spans = zip(self.pack.start[indices], length, strict=True)
-        samples = np.concatenate([self.pack.samples[start : start + n] for start, n in spans])
-        start = np.cumsum(length) - length
-        return [torch.from_numpy(array).to(self.device) for array in (samples, start, length)]
-
-    def _targets(self, indices):
-        return torch.from_numpy(self.pack.labels[indices]).to(self.device)
-
     def raw(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(un-normalised log-mel `[B, T, F]`, length in samples `[B]`) of clips of the split."""
-        packed = self._packed(self.indices[positions])
-        return self.front_end.log_mel(kernels.waveforms(*packed, self.W), packed[2], centred=True), packed[2]
+        clips = self._fetched(positions)
+        waveform = kernels.waveforms(clips.samples, clips.start, clips.length, self.W)
+        return self.front_end.log_mel(waveform, clips.length, centred=True), clips.length
 
-    def plain(self, positions: np.ndarray) -> Batch:
-        """Clips as they are, without augmentation; positions within the split."""
-        indices = self.indices[positions]
+    def plain(self, positions: np.ndarray, gathered: Clips | None = None) -> Batch:
+        """Clips as they are, without augmentation; positions within the split.
+
+        gathered: the clips, where they have been fetched already.
+        """
         with ranges.range("load"):
-            packed = self._packed(indices)
+            clips = self._fetched(positions) if gathered is None else self.source.arrived(gathered)
         with ranges.range("front end"):
-            log_mel = self.front_end.log_mel(kernels.waveforms(*packed, self.W), packed[2], centred=True)
+            waveform = kernels.waveforms(clips.samples, clips.start, clips.length, self.W)
+            log_mel = self.front_end.log_mel(waveform, clips.length, centred=True)
             self.front_end.normalise(log_mel)
-        return Batch(log_mel, self._targets(indices), indices)
+        return Batch(log_mel, clips.labels, self.indices[positions])
 
-    def augmented(self, positions: np.ndarray, tickets: np.ndarray, epoch: int, augment: Augment) -> Batch:
-        """Clips with the augmentation of their tickets in this epoch."""
-        indices = self.indices[positions]
-        ticket = torch.from_numpy(tickets).to(self.device)
-        targets = self._targets(indices)
+    def augmented(
+        self, positions: np.ndarray, tickets: np.ndarray, epoch: int, augment: Augment, gathered: Clips | None = None
+    ) -> Batch:
+        """Clips with the augmentation of their tickets in this epoch.
+
+        gathered: the clips, and behind them their partners in mixup, where they have been fetched already.
+        """
         with ranges.range("load"):
-            samples, start, length = self._packed(indices)
-            samples, partner, targets = self._partners(samples, targets, ticket, epoch, augment)
+            ticket = to_device(torch.from_numpy(tickets), self.device)
+            drawn = augment.mixup(epoch, ticket, len(self))
+            if gathered is not None:
+                clips = self.source.arrived(gathered)
+            elif isinstance(self.source, Resident):
+                clips = self._looked_up(positions, drawn)
+            else:
+                clips = self.source.arrived(self._gathered(positions, tickets, epoch, augment))
+        B = len(positions)
+        start, length, targets = clips.start[:B], clips.length[:B], clips.labels[:B]
+        partner = None
+        if drawn is not None:
+            mixed, _, weight = drawn
+            weight = torch.where(mixed, weight, 1.0)
+            partner = (clips.start[B:], clips.length[B:], weight)
+            targets = weight[:, None] * targets + (1 - weight[:, None]) * clips.labels[B:]
         with ranges.range("front end"):
-            waveform = kernels.waveforms(samples, start, length, self.W, augment.gain(epoch, ticket), partner)
+            waveform = kernels.waveforms(clips.samples, start, length, self.W, augment.gain(epoch, ticket), partner)
             roll = augment.roll(epoch, ticket)
             log_mel = self.front_end.log_mel(waveform, length, roll, centred=True)
         with ranges.range("mask"):
             augment.mask(log_mel, self.front_end.valid_frames(length), epoch, ticket, roll)
             self.front_end.normalise(log_mel, augment.noise(epoch, ticket))
-        return Batch(log_mel, targets, indices)
+        return Batch(log_mel, targets, self.indices[positions])
 
-    def _partners(self, samples, targets, ticket, epoch, augment):
-        """(samples that hold the partners too, what `kernels.waveforms` takes of them, targets mixed as the waveforms are)."""
-        drawn = augment.mixup(epoch, ticket, len(self.indices))
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """The whole split in its own order, `plain`; where samples are streamed, gathered one batch ahead."""
+        parts = [np.arange(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
+        if isinstance(self.source, Resident):
+            yield from map(self.plain, parts)
+            return
+        with closing(one_ahead(self._fetched(part, wait=False) for part in parts)) as coming:
+            yield from map(self.plain, parts, coming)
+
+    def training(self, steps: list[tuple[np.ndarray, np.ndarray]], epoch: int, augment: Augment) -> Iterator[Batch]:
+        """A batch for each (positions, tickets), `augmented`; where samples are streamed, gathered one batch ahead."""
+        if isinstance(self.source, Resident):
+            yield from (self.augmented(*picked, epoch, augment) for picked in steps)
+            return
+        with closing(one_ahead(self._gathered(*picked, epoch, augment) for picked in steps)) as coming:
+            for picked, gathered in zip(steps, coming, strict=True):
+                yield self.augmented(*picked, epoch, augment, gathered)
+
+    def _fetched(self, positions, wait=True):
+        indices = self.indices[positions]
+        if isinstance(self.source, Resident):
+            return self.source.clips(to_device(torch.from_numpy(indices), self.device), self.W)
+        clips = self.source.clips(indices, self.W)
+        return self.source.arrived(clips) if wait else clips
+
+    def _looked_up(self, positions, drawn):
+        """Clips and partners on the device; a clip that is not mixed is its own partner. The host waits for nothing."""
+        own = to_device(torch.from_numpy(self.indices[positions]), self.device)
         if drawn is None:
-            return samples, None, targets
-        mixed, partner, weight = drawn
-        weight = torch.where(mixed, weight, 1.0)
-        others = self.indices[partner.cpu().numpy()]
-        more, start, length = self._packed(others)
-        targets = weight[:, None] * targets + (1 - weight[:, None]) * self._targets(others)
-        return torch.cat([samples, more]), (start + len(samples), length, weight), targets
+            return self.source.clips(own, self.W)
+        mixed, partner, _ = drawn
+        return self.source.clips(torch.cat([own, torch.where(mixed, self._numbers[partner], own)]), self.W)
+
+    def _gathered(self, positions, tickets, epoch, augment):
+        """The same from the host, with the partners drawn there, so that nothing waits for the device."""
+        own = self.indices[positions]
+        drawn = augment.partners(epoch, tickets, len(self))
+        if drawn is None:
+            return self.source.clips(own, self.W)
+        mixed, partner = drawn
+        return self.source.clips(np.concatenate([own, np.where(mixed, self.indices[partner], own)]), self.W)
 
 
 class Order:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fftp.augment import Augment
 from fftp.errors import UserError
 from kernels import ranges
 from train import metrics, state
-from train.feed import Feed, Order
+from train.feed import Batch, Feed, Order
 from train.settings import Settings
 
 EVALUATION_BATCH = 128
@@ -82,13 +83,13 @@ def evaluate(task: Task, feed: Feed) -> tuple[dict[str, float], np.ndarray, np.n
     """(figures, scores `[n, C]`, targets `[n, C]`) of a split, clips in the pack's order."""
     task.model.eval()
     scores, targets, losses = [], [], []
-    for i in range(0, len(feed), EVALUATION_BATCH):
-        batch = feed.plain(np.arange(i, min(i + EVALUATION_BATCH, len(feed))))
-        with autocast(task):
-            logits = task.model(batch.log_mel)
-        losses.append(loss_of(logits, batch.targets, task.settings, task.config.multi_label) * len(batch.indices))
-        scores.append(task.config.probabilities(logits))
-        targets.append(batch.targets)
+    with closing(feed.evaluation(EVALUATION_BATCH)) as batches:
+        for batch in batches:
+            with autocast(task):
+                logits = task.model(batch.log_mel)
+            losses.append(loss_of(logits, batch.targets, task.settings, task.config.multi_label) * len(batch.indices))
+            scores.append(task.config.probabilities(logits))
+            targets.append(batch.targets)
     task.model.train()
     score, target = torch.cat(scores).cpu().numpy(), torch.cat(targets).cpu().numpy()
     figures = metrics.multi_label(score, target) if task.config.multi_label else metrics.single_label(score, target)
@@ -128,23 +129,24 @@ class Trainer:
         started = time.perf_counter()
         number = self.progress["epoch"]
         first = number * self.order.steps
-        batches = self.order.epoch(number)[: self.total - first]
-        losses = [self._step(first + i, number, *picked) for i, picked in enumerate(batches)]
+        steps = self.order.epoch(number)[: self.total - first]
+        with closing(self.task.train.training(steps, number, self.augment)) as batches:
+            losses = [self._step(first + i, number, batch) for i, batch in enumerate(batches)]
         self._refuse_broken(number)
         seconds = time.perf_counter() - started
         line = {
             "epoch": number + 1,
-            "step": first + len(batches),
+            "step": first + len(steps),
             "train_loss": float(torch.stack(losses).mean()),
             "first_loss": float(torch.stack(losses[:FEW]).mean()),
             "last_loss": float(torch.stack(losses[-FEW:]).mean()),
             "lr": self.optimiser.param_groups[0]["lr"],
-            "samples_per_second": len(batches) * self.order.batch_size / seconds,
-            "step_ms": 1000 * seconds / len(batches),
+            "samples_per_second": len(steps) * self.order.batch_size / seconds,
+            "step_ms": 1000 * seconds / len(steps),
         }
         if every := self.task.settings.log_every:
-            steps = range(every - 1 - first % every, len(batches), every)
-            line["losses"] = {str(first + i + 1): float(losses[i]) for i in steps}
+            kept = range(every - 1 - first % every, len(steps), every)
+            line["losses"] = {str(first + i + 1): float(losses[i]) for i in kept}
         if self.task.validation is not None:
             line |= {f"validation_{k}": v for k, v in evaluate(self.task, self.task.validation)[0].items()}
         self.progress["seconds"] += time.perf_counter() - started
@@ -152,9 +154,8 @@ class Trainer:
         self._keep(line)
         return line
 
-    def _step(self, step: int, epoch: int, positions: np.ndarray, tickets: np.ndarray) -> torch.Tensor:
+    def _step(self, step: int, epoch: int, batch: Batch) -> torch.Tensor:
         task, s = self.task, self.task.settings
-        batch = task.train.augmented(positions, tickets, epoch, self.augment)
         with autocast(task):
             logits = task.model(batch.log_mel)
         loss = loss_of(logits, batch.targets, s, task.config.multi_label)

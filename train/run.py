@@ -24,6 +24,7 @@ from train import data, loop, machine, metrics, pictures, settings, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
+from train.samples import source_of
 from train.settings import Settings
 
 MEASURED_CLIPS = 1000  # training clips that the normalisation constants are measured on, where the recipe has none
@@ -205,7 +206,8 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.T
     )
     torch.manual_seed(wanted.seed)  # initial weights are drawn on the CPU: the same on every device
     network = config.build().to(device)
-    feeds = [Feed(packed, packed.indices(s), FrontEnd(config.front_end), device) for s in ("train", "validation")]
+    source = source_of(packed, device, wanted.device_memory_share)
+    feeds = [Feed(source, packed.indices(s), FrontEnd(config.front_end)) for s in ("train", "validation")]
     return loop.Task(
         settings=wanted,
         config=config,
@@ -264,6 +266,7 @@ def announce(task: loop.Task, packed: Pack) -> None:
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
     )
+    print(f"samples: {task.train.source}")
     if packed.skipped:
         print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
 
@@ -332,7 +335,7 @@ def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, An
     reported = best["epoch"] if best else progress["epoch"]
     if best:
         checkpoint.load_weights(task.model, task.out / "best" / "model.safetensors")
-    test = Feed(packed, packed.indices("test"), task.train.front_end, task.device)
+    test = Feed(task.train.source, packed.indices("test"), task.train.front_end)
     measured, scores, targets = loop.evaluate(task, test)
     line = progress["history"][reported - 1]
     last = progress["history"][-1]

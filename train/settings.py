@@ -18,7 +18,7 @@ from fftp.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 
 # What may differ when a run is taken up again: where it runs and where it lies, not what it computes.
-FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root")
+FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root", "device_memory_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +121,8 @@ class Settings(AugmentSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 where the processor has instructions for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    device_memory_share: float = 0.4
+    """On a GPU: keep all samples there when they fit into this share of its free memory; 0 streams them."""
     seed: int = 0
     out: str = ""
     """Folder of the run; default: the next free one under runs/."""
@@ -146,7 +148,14 @@ class Settings(AugmentSettings):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("mixup", "mask_full_share", "label_smoothing", "validation_share", "lr_end"):
+        for name in (
+            "mixup",
+            "mask_full_share",
+            "label_smoothing",
+            "validation_share",
+            "lr_end",
+            "device_memory_share",
+        ):
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in (n for n, value in vars(self).items() if isinstance(value, float)):
             _require(self, name, math.isfinite(getattr(self, name)), "a finite number")

@@ -13,6 +13,7 @@ from train import data, settings
 from train.data.clips import SPLITS
 from train.data.pack import Pack, pack
 from train.feed import Feed
+from train.samples import Resident
 
 MOST_CLIPS = 20000  # training clips that are looked at; their choice is keyed
 CLIPS_AT_A_TIME = 64
@@ -25,7 +26,7 @@ def measure(
 
     The first is what AST's published constants are. Raises UserError where all is silence: nothing to normalise by.
     """
-    feed = Feed(packed, packed.indices("train"), FrontEnd(front_end), torch.device("cpu"))
+    feed = Feed(Resident(packed, torch.device("cpu")), packed.indices("train"), FrontEnd(front_end))
     padded, sound = Statistics(), Statistics()
     chosen = np.sort(draws.shuffle(seed, 0, len(feed))[:most])
     for part in np.array_split(chosen, -(-len(chosen) // CLIPS_AT_A_TIME)):
