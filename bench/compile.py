@@ -52,6 +52,8 @@ def cases(arch: str) -> Iterator[Case]:
     """The shipped configurations for an architecture; the first of each kernel is the one that `--first` takes."""
     yield from _patch_embed_cases(arch)
     yield from _spec_mask_cases()
+    yield from _waveform_cases()
+    yield from _fbank_cases()
 
 
 def _patch_embed_cases(arch):
@@ -187,6 +189,66 @@ def _spec_mask_cases():
 def _addresses(case: Case) -> list[str]:
     """The pointers that this case really hands over: a tensor descriptor is none."""
     return [a for a in _pointers(case.function) if case.types[a].startswith("*")]
+
+
+def _waveform_cases():
+    from kernels.waveform import kernel
+
+    integers = {"samples_ptr": "*i16", "sums_ptr": "*i64"} | dict.fromkeys(
+        ("start_ptr", "length_ptr", "other_start_ptr", "other_length_ptr"), "*i64"
+    )
+    for mixed in (True, False):
+        for function, constants in (
+            (kernel._sums_kernel, {}),
+            (kernel._waveforms_kernel, {"GAIN": True, "BLOCK": kernel.BLOCK_CHUNKS}),
+        ):
+            constants = constants | {"PARTNER": mixed, "CHUNK": kernel.CHUNK}
+            pointers = dict.fromkeys(_pointers(function), "*fp32")
+            yield Case(
+                kernel="waveforms, sums" if function is kernel._sums_kernel else "waveforms",
+                config="mixup" if mixed else "no partner",
+                function=function,
+                types=_numbers(function, constants) | pointers | {a: integers[a] for a in pointers if a in integers},
+                constants=constants,
+                options={"num_warps": kernel.WARPS},
+            )
+
+
+def _fbank_cases():
+    from kernels.fbank import FbankSettings, kernel
+
+    function = kernel._fbank_kernel
+    for name, settings, roll in (
+        ("16 kHz", FbankSettings(), True),
+        ("16 kHz, no roll", FbankSettings(), False),
+        ("8 kHz, 40 mel bins", FbankSettings(sample_rate=8000, n_mels=40), True),
+        ("32 kHz", FbankSettings(sample_rate=32000), True),
+        ("44.1 kHz", FbankSettings(sample_rate=44100), True),
+    ):
+        at = kernel.tile(settings.n_fft)
+        constants = kernel.constants(settings) | {"ROLL": roll, "TILE_T": at.frames}
+        pointers = dict.fromkeys(_pointers(function), "*fp32") | {"length_ptr": "*i64", "roll_ptr": "*i64"}
+        yield Case(
+            kernel="fbank",
+            config=f"{name}, {settings.n_fft} points, {at.frames} frames, {at.warps} warps",
+            function=function,
+            types=_numbers(function, constants) | pointers | {"preemphasis": "fp32"},
+            constants=constants,
+            options={"num_warps": at.warps, "num_stages": at.stages},
+            product=True,
+        )
+    function = kernel._normalise_kernel
+    for noise in (True, False):
+        constants = {"NOISE": noise, "BLOCK": kernel.CELLS}
+        pointers = dict.fromkeys(_pointers(function), "*i64" if noise else "*fp32") | {"log_mel_ptr": "*fp32"}
+        yield Case(
+            kernel="normalise",
+            config="noise" if noise else "no noise",
+            function=function,
+            types=_numbers(function, constants) | pointers | {"mean": "fp32", "scale": "fp32"},
+            constants=constants,
+            options={"num_warps": kernel.WARPS, "enable_fp_fusion": False},
+        )
 
 
 def _pointers(function) -> list[str]:

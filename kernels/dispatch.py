@@ -102,8 +102,14 @@ def _load(path: str) -> Callable:
 _INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
-    "waveforms": (Backend("reference", "kernels.waveform.reference:waveforms"),),
-    "fbank": (Backend("reference", "kernels.fbank.reference:fbank"),),
+    "waveforms": (
+        Backend("triton", "kernels.waveform.kernel:waveforms", _triton, _INTERPRETED),
+        Backend("reference", "kernels.waveform.reference:waveforms"),
+    ),
+    "fbank": (
+        Backend("triton", "kernels.fbank.fused:fbank", _triton_float32, _INTERPRETED),
+        Backend("reference", "kernels.fbank.reference:fbank"),
+    ),
     "spec_mask": (
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),
@@ -124,7 +130,10 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:paint"),
     ),
-    "normalise": (Backend("reference", "kernels.fbank.reference:normalise"),),
+    "normalise": (
+        Backend("triton", "kernels.fbank.fused:normalise", _triton_float32, _INTERPRETED),
+        Backend("reference", "kernels.fbank.reference:normalise"),
+    ),
     "patch_embed": (
         Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _INTERPRETED),
         Backend(

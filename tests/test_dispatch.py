@@ -177,7 +177,7 @@ def test_table_says_what_runs_and_why_not(made_up):
     assert rows["twice", "gpu"] == "cannot run: it needs a GPU"
     assert rows["twice", "quick"] == "runs with --fused"
     assert rows["twice", "reference"] == "runs without --fused"
-    assert rows["fbank", "reference"] == "runs"
+    assert rows["fbank", "reference"] == "runs with --fused"
     rows = {(operation, name): state for operation, name, state in dispatch.table("cuda", "float32")}
     assert rows["twice", "gpu"] == "runs with --fused"
     assert rows["twice", "quick"] == "gpu is preferred"

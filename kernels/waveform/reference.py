@@ -47,7 +47,7 @@ def clip_mean(waveform: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     long the others are.
     """
     B, W = waveform.shape
-    chunks = torch.nn.functional.pad(waveform, (0, -W % 256)).view(B, -1, 256)
+    chunks = torch.nn.functional.pad(waveform, (0, -W % 256)).view(B, -(-W // 256), 256)
     running = chunks.sum(-1, dtype=torch.float64).cumsum(1)
     last = ((length - 1).clamp_min(0) // 256)[:, None]
     return (running.gather(1, last).squeeze(1) / length.clamp_min(1)).to(waveform.dtype)
