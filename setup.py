@@ -1,8 +1,35 @@
-"""Packages and their data; everything else is in pyproject.toml."""
+"""Packages, their data, and the optional libraries in C; everything else is in pyproject.toml."""
 
-from setuptools import find_packages, setup
+import zlib
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def library(folder: str, *headers: str) -> Extension:
+    """folder/native.c with its headers: no Python module, but a plain library that native.py opens.
+
+    Without a C compiler the package goes without it.
+    """
+    sources = [f"{folder}/{name}" for name in ("native.c", *headers)]
+    # native.py compares this with the sources it finds, so that an old library is not called with new arguments.
+    checksum = zlib.crc32(b"".join((ROOT / source).read_bytes() for source in sources))
+    return Extension(
+        f"{folder.replace('/', '.')}._native",
+        sources[:1],
+        depends=sources,
+        define_macros=[("FFTP_SOURCES", f"INT64_C({checksum})")],
+        # Fused multiply-adds stand where they are wanted. Vectors and their elements share memory.
+        extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread", "-Wno-psabi"],
+        extra_link_args=["-pthread"],
+        optional=True,
+    )
+
 
 setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
+    ext_modules=[library(f"kernels/{name}", "native_lanes.h", "../native.h") for name in ("fbank", "waveform")],
 )

@@ -30,6 +30,19 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
+def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | None]:
+    """For an operation in C (kernels/native.py) on tensors of one type, or of the one type that the operation takes."""
+
+    def refuses(device: str, dtype: str) -> str | None:
+        if device != "cpu":
+            return f"it is C for the CPU; the tensors are on {device}"
+        if only is not None and dtype != only:
+            return f"it computes in {only}; the tensors are {dtype}"
+        return importlib.import_module(f"kernels.{folder}.native").refuses()
+
+    return refuses
+
+
 def _triton(device: str, dtype: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed"
@@ -69,8 +82,14 @@ def _load(path: str) -> Callable:
 _INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
-    "waveforms": (Backend("reference", "kernels.waveform.reference:waveforms"),),
-    "fbank": (Backend("reference", "kernels.fbank.reference:fbank"),),
+    "waveforms": (
+        Backend("native", "kernels.waveform.native:waveforms", _native("waveform")),
+        Backend("reference", "kernels.waveform.reference:waveforms"),
+    ),
+    "fbank": (
+        Backend("native", "kernels.fbank.native:fbank", _native("fbank", "float32")),
+        Backend("reference", "kernels.fbank.reference:fbank"),
+    ),
     "spec_mask": (
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),
@@ -83,7 +102,10 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("triton", "kernels.spec_mask.kernel:paint", _triton, _INTERPRETED),
         Backend("reference", "kernels.spec_mask.reference:paint"),
     ),
-    "normalise": (Backend("reference", "kernels.fbank.reference:normalise"),),
+    "normalise": (
+        Backend("native", "kernels.fbank.native:normalise", _native("fbank", "float32")),
+        Backend("reference", "kernels.fbank.reference:normalise"),
+    ),
     "patch_embed": (
         Backend("triton", "kernels.patch_embed.fused:patch_embed", _triton_float32, _INTERPRETED),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
