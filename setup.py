@@ -1,22 +1,46 @@
-"""Packages, their data and the CPU's native kernels; everything else is in pyproject.toml.
+"""Packages, their data, and the optional libraries in C; everything else is in pyproject.toml."""
 
-The kernels are optional: without a C compiler everything works, by PyTorch's own operations. In a clone,
-`python setup.py build_ext --inplace` puts them where they are looked for.
-"""
+import zlib
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=fast"]
-scan = Extension(
-    "kernels.selective_scan._native",
-    ["kernels/selective_scan/native.c"],
-    depends=["kernels/selective_scan/native_body.h"],
-    extra_compile_args=FLAGS,
-    optional=True,
-)
+ROOT = Path(__file__).parent
+
+
+def library(folder: str, *headers: str, contract: str = "off") -> Extension:
+    """folder/native.c with its headers: no Python module, but a plain library that native.py opens.
+
+    Without a C compiler the package goes without it. contract: whether the compiler may fuse multiply and add.
+    """
+    sources = [f"{folder}/{name}" for name in ("native.c", *headers)]
+    # native.py compares this with the sources it finds, so that an old library is not called with new arguments.
+    checksum = zlib.crc32(b"".join((ROOT / source).read_bytes() for source in sources))
+    return Extension(
+        f"{folder.replace('/', '.')}._native",
+        sources[:1],
+        depends=sources,
+        define_macros=[("FFTP_SOURCES", f"INT64_C({checksum})")],
+        # Vectors and their elements share memory.
+        extra_compile_args=[
+            "-std=gnu11",
+            "-O3",
+            f"-ffp-contract={contract}",
+            "-fno-strict-aliasing",
+            "-pthread",
+            "-Wno-psabi",
+        ],
+        extra_link_args=["-pthread"],
+        optional=True,
+    )
+
 
 setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
-    ext_modules=[scan],
+    ext_modules=[
+        library("kernels/fbank", "native_lanes.h", "../native.h"),
+        library("kernels/waveform", "native_lanes.h", "../native.h"),
+        library("kernels/selective_scan", "native_body.h", contract="fast"),
+    ],
 )

@@ -32,10 +32,21 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
-def _native(device: str, dtype: str) -> str | None:
-    from kernels.selective_scan import native  # loads a library: not before somebody asks
+def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | None]:
+    """For an operation in C (kernels/native.py) on tensors of one type, or of the one type that the operation takes."""
 
-    return native.refuses(device, dtype)
+    def refuses(device: str, dtype: str) -> str | None:
+        if device != "cpu":
+            return f"it is C for the CPU; the tensors are on {device}"
+        if only is not None and dtype != only:
+            return f"it computes in {only}; the tensors are {dtype}"
+        return importlib.import_module(f"kernels.{folder}.native").refuses()
+
+    return refuses
+
+
+def _native_scan(device: str, dtype: str) -> str | None:
+    return _cpu_float32(device, dtype) or _native("selective_scan")(device, dtype)
 
 
 def _triton(device: str, dtype: str) -> str | None:
@@ -104,10 +115,12 @@ _INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BA
 TABLE: dict[str, tuple[Backend, ...]] = {
     "waveforms": (
         Backend("triton", "kernels.waveform.kernel:waveforms", _triton, _INTERPRETED),
+        Backend("native", "kernels.waveform.native:waveforms", _native("waveform")),
         Backend("reference", "kernels.waveform.reference:waveforms"),
     ),
     "fbank": (
         Backend("triton", "kernels.fbank.fused:fbank", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.fbank.native:fbank", _native("fbank", "float32")),
         Backend("reference", "kernels.fbank.reference:fbank"),
     ),
     "spec_mask": (
@@ -132,6 +145,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "normalise": (
         Backend("triton", "kernels.fbank.fused:normalise", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.fbank.native:normalise", _native("fbank", "float32")),
         Backend("reference", "kernels.fbank.reference:normalise"),
     ),
     "patch_embed": (
@@ -150,14 +164,14 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
         Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
-        Backend("native", "kernels.selective_scan.native:selective_scan", _native),
+        Backend("native", "kernels.selective_scan.native:selective_scan", _native_scan),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
         Backend("triton", "kernels.selective_scan.fused:causal_conv", _triton_float32, _INTERPRETED),
         Backend("causal_conv1d", "kernels.selective_scan.stock:causal_conv", _causal_conv1d),
-        Backend("native", "kernels.selective_scan.native:causal_conv", _native),
+        Backend("native", "kernels.selective_scan.native:causal_conv", _native_scan),
         Backend("reference", "kernels.selective_scan.reference:causal_conv"),
     ),
 }

@@ -18,7 +18,7 @@ from kernels.selective_scan import native
 
 NAMES = ("aum_none", "aum_v1", "aum_v2", "aum_v1_fftp")
 SCANS = ["selective_scan=reference", "selective_scan=blocked"]
-if native.refuses("cpu", "float32") is None:
+if native.refuses() is None:
     SCANS.append("selective_scan=native,causal_conv=native")
 
 

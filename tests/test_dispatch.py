@@ -114,6 +114,22 @@ def test_real_backends_refuse_with_a_reason(monkeypatch):
         dispatch.select("selective_scan", "cuda", "float32")
 
 
+def test_operations_in_c_refuse_with_a_reason(monkeypatch):
+    """No library: why, and how to get it; another device or type: which."""
+    from kernels.fbank import native
+
+    monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: "it is not built: ...")
+    for operation in ("waveforms", "fbank", "normalise"):
+        refuses = next(b for b in dispatch.TABLE[operation] if b.name == "native").refuses
+        assert refuses("cuda", "float32") == "it is C for the CPU; the tensors are on cuda"
+        assert refuses("cpu", "float32") == "it is not built: ..."
+        dispatch.use_fused(True)
+        assert dispatch.select(operation, "cpu", "float32").name == "reference"
+        if operation != "waveforms":  # which takes int16 alone
+            assert refuses("cpu", "float64") == "it computes in float32; the tensors are float64"
+            assert refuses("cpu", "bfloat16") == "it computes in float32; the tensors are bfloat16"
+
+
 def test_a_backend_by_name_only_is_passed_over_until_asked_for(made_up, monkeypatch):
     new = Backend("new", f"{__name__}:quick", by_name_only={"cpu": "for tests"})
     monkeypatch.setitem(dispatch.TABLE, "twice", (new, *dispatch.TABLE["twice"]))
@@ -164,20 +180,21 @@ def test_triton_is_first_on_a_gpu_and_refuses_the_cpu(monkeypatch):
 def test_in_use_remembers_what_ran_in_the_tables_order():
     log_mel = torch.randn(1, 6, 3)
     kernels.paint(log_mel, torch.zeros(1, 1, 4, dtype=torch.int32), torch.zeros(1))
+    kernels.fbank(torch.zeros(1, 400))
     dispatch.use_fused(True)
     kernels.patch_embed(log_mel, torch.randn(2, 1, 3, 3), torch.zeros(2), (1, 1), None, torch.zeros(0, 2), 0)
-    kernels.fbank(torch.zeros(1, 400))
     assert list(dispatch.in_use().items()) == [(name, "reference") for name in ("fbank", "paint", "patch_embed")]
     dispatch.forget()
     assert dispatch.in_use() == {}
 
 
-def test_table_says_what_runs_and_why_not(made_up):
+def test_table_says_what_runs_and_why_not(made_up, monkeypatch):
+    monkeypatch.setitem(dispatch.TABLE, "once", (Backend("reference", f"{__name__}:plain"),))
     rows = {(operation, name): state for operation, name, state in dispatch.table("cpu", "float32")}
     assert rows["twice", "gpu"] == "cannot run: it needs a GPU"
     assert rows["twice", "quick"] == "runs with --fused"
     assert rows["twice", "reference"] == "runs without --fused"
-    assert rows["fbank", "reference"] == "runs with --fused"
+    assert rows["once", "reference"] == "runs"
     rows = {(operation, name): state for operation, name, state in dispatch.table("cuda", "float32")}
     assert rows["twice", "gpu"] == "runs with --fused"
     assert rows["twice", "quick"] == "gpu is preferred"

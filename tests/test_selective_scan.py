@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as nnf
 
 import kernels
+from kernels import native as shared
 from kernels.selective_scan import blocked, native
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "A_backward"]
-LEVELS = native.LEVELS if native.refuses("cpu", "float32") is None else ()
-LEVELS = [level for number, level in enumerate(LEVELS) if number <= native._library().fftp_level()]
-needs_native = pytest.mark.skipif(not LEVELS, reason=f"the native kernels: {native.refuses('cpu', 'float32')}.")
+needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"the native kernels: {native.refuses()}.")
+LEVELS = range(native.LIBRARY._set() + 1) if native.refuses() is None else ()  # the instruction sets of this processor
 BACKENDS = ["reference", "blocked", pytest.param("native", marks=needs_native)]
 FUSED = ["blocked", pytest.param("native", marks=needs_native)]
 
@@ -131,12 +131,12 @@ def by_the_2x_rule(monkeypatch, backend, sizes, reverse=False, two=True, S=16, s
 
 
 @needs_native
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS, ids=shared.SETS.__getitem__)
 @pytest.mark.parametrize("sizes", [(2, 63, 200), (2, 249, 20)], ids=str)
 def test_each_instruction_set_by_the_2x_rule(level, sizes, monkeypatch):
     """Channels that fill no vector, and chunks of tokens that end inside one."""
-    monkeypatch.setenv("FFTP_NATIVE", level)
-    assert native.level() == level
+    monkeypatch.setattr(shared, "use_set", level)
+    assert native.LIBRARY.instruction_set() == shared.SETS[level]
     by_the_2x_rule(monkeypatch, "native", sizes)
 
 
@@ -154,7 +154,7 @@ def test_any_number_of_states(S, monkeypatch):
 @needs_native
 def test_more_states_than_there_is_room_for(monkeypatch):
     use(monkeypatch, "native")
-    with pytest.raises(RuntimeError, match="64 states and the convolution 16 taps at most"):
+    with pytest.raises(ValueError, match="64 states at most, got S=65"):
         kernels.selective_scan(**as_float32(arguments(1, 3, 4, S=65)))
 
 
@@ -203,26 +203,12 @@ def test_the_native_kernels_are_built_where_there_is_a_compiler(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     where = {"cwd": tmp_path, "capture_output": True, "text": True}
-    asked = [sys.executable, "-c", "from kernels.selective_scan import native as n; print(n.refuses('cpu', 'float32'))"]
+    asked = [sys.executable, "-c", "from kernels.selective_scan import native as n; print(n.refuses())"]
     assert "setup.py build_ext --inplace" in subprocess.run(asked, check=True, **where).stdout
     built = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], **where)
     assert list(copied.glob("selective_scan/_native*")), built.stdout + built.stderr
     assert "warning" not in built.stderr.lower().replace("setuptoolsdeprecationwarning", ""), built.stderr
     assert subprocess.run(asked, check=True, **where).stdout.strip() == "None"
-
-
-def test_a_library_that_cannot_be_loaded_is_a_reason(tmp_path, monkeypatch):
-    (tmp_path / "_native.so").write_bytes(b"not a library")
-    monkeypatch.setattr(native, "FOLDER", tmp_path)
-    native._library.cache_clear()
-    try:
-        assert "cannot be loaded" in native.refuses("cpu", "float32")
-        (tmp_path / "_native.so").unlink()
-        native._library.cache_clear()
-        assert "it is not built" in native.refuses("cpu", "float32")
-        assert "the tensors are on cuda" in native.refuses("cuda", "float32")
-    finally:
-        native._library.cache_clear()
 
 
 @pytest.mark.parametrize("clips", [1, 2, 5])
@@ -404,11 +390,11 @@ def test_causal_conv(B, L, E, K, reverse, device):
 
 
 @needs_native
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS, ids=shared.SETS.__getitem__)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sizes", [(3, 33, 200, 4), (2, 1, 20, 4), (2, 97, 12, 7), (1, 1213, 17, 1)], ids=str)
 def test_native_causal_conv_by_the_2x_rule(level, reverse, sizes, monkeypatch):
-    monkeypatch.setenv("FFTP_NATIVE", level)
+    monkeypatch.setattr(shared, "use_set", level)
     B, L, E, K = sizes
     generator = torch.Generator().manual_seed(L)
     given = [torch.randn(*shape, generator=generator) for shape in ((B, L, E), (E, K), (E,))]

@@ -5,6 +5,7 @@
  * clips (or a clip's channel blocks): what a task computes depends on its own inputs alone, so that neither the number of
  * threads nor their timing changes a bit.
  */
+#include <stdint.h>
 #include <stdlib.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -81,8 +82,8 @@ typedef struct {
 
 enum { BASELINE, AVX2, AVX512 };
 
-/* The best instruction set that this processor has. */
-int fftp_level(void) {
+/* The widest instruction set of this processor: 0 the platform's plain one, 1 AVX2 with FMA, 2 AVX-512. */
+int64_t fftp_widest(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return AVX512;
@@ -90,6 +91,9 @@ int fftp_level(void) {
 #endif
     return BASELINE;
 }
+
+/* A checksum of the sources that setup.py compiled, so that kernels/native.py can tell a library of other sources. */
+int64_t fftp_sources(void) { return FFTP_SOURCES; }
 
 static long lanes_of(int level) { return level == AVX512 ? 16 : level == AVX2 ? 8 : 4; }
 
@@ -137,29 +141,32 @@ static void work(void *pointer) {
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 /* Run a kind of work on so many threads. parallel is the GOMP_parallel of the OpenMP that PyTorch has loaded, or null: its
- * threads spin for a while after PyTorch's own work, so that others would have to share the cores with them.
- * Returns 0, 1 where the processor lacks the level, 2 where memory is short, 3 for more states or taps than there is room for. */
-int fftp_run(int kind, const void *given, int level, int threads, Parallel parallel) {
-    Job job = {given, 0, 0, 0, kind, level, 0};
-    long lanes = lanes_of(level);
-    if (level > fftp_level() || level < 0) return 1;
-    if (kind == SCAN_FORWARD || kind == SCAN_BACKWARD) {
-        const Scan *g = given;
-        long chunks = (g->L + CHUNK - 1) / CHUNK;
-        if (g->S > MOST_STATES) return 3;
-        job.tasks = kind == SCAN_FORWARD ? g->clips * ((g->E + lanes - 1) / lanes) : g->clips;
-        job.room = kind == SCAN_FORWARD ? 3 * g->L : 6 * g->L + (2 * g->L + chunks + 2 * CHUNK) * g->S;
-    } else {
-        const Conv *g = given;
-        if (g->K > MOST_TAPS) return 3;
-        job.tasks = g->clips;
-        job.room = kind == CONV_BACKWARD ? g->L : 0;
-    }
-    job.room *= lanes;
-    if (threads > job.tasks) threads = (int)job.tasks;
+ * threads spin for a while after PyTorch's own work, so that others would have to share the cores with them; without it
+ * one thread does all. Returns -1 where memory is short. */
+static int64_t run(int kind, const void *given, int64_t level, int64_t threads, Parallel parallel, long tasks, long room) {
+    Job job = {given, tasks, 0, room * lanes_of((int)level), kind, (int)level, 0};
+    if (threads > tasks) threads = tasks;
     if (threads > 1 && parallel)
         parallel(work, &job, (unsigned)threads, 0);
     else
         work(&job);
-    return job.failed ? 2 : 0;
+    return job.failed ? -1 : 0;
+}
+
+int64_t fftp_scan_forward(const Scan *g, int64_t level, int64_t threads, Parallel parallel) {
+    long lanes = lanes_of((int)level);
+    return run(SCAN_FORWARD, g, level, threads, parallel, g->clips * ((g->E + lanes - 1) / lanes), 3 * g->L);
+}
+
+int64_t fftp_scan_backward(const Scan *g, int64_t level, int64_t threads, Parallel parallel) {
+    long chunks = (g->L + CHUNK - 1) / CHUNK;
+    return run(SCAN_BACKWARD, g, level, threads, parallel, g->clips, 6 * g->L + (2 * g->L + chunks + 2 * CHUNK) * g->S);
+}
+
+int64_t fftp_conv_forward(const Conv *g, int64_t level, int64_t threads, Parallel parallel) {
+    return run(CONV_FORWARD, g, level, threads, parallel, g->clips, 0);
+}
+
+int64_t fftp_conv_backward(const Conv *g, int64_t level, int64_t threads, Parallel parallel) {
+    return run(CONV_BACKWARD, g, level, threads, parallel, g->clips, g->L);
 }

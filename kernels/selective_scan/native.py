@@ -5,23 +5,17 @@ made of PyTorch's operations. Float32; row-wise results are the same bits at any
 """
 
 import ctypes
-import os
-import re
-from functools import cache
 from pathlib import Path
 
 import torch
 
+from kernels.native import Library
 from kernels.selective_scan.reference import precise
 
-LEVELS = ("baseline", "AVX2", "AVX-512")
-FOLDER = Path(__file__).parent
-_SCAN_FORWARD, _SCAN_BACKWARD, _CONV_FORWARD, _CONV_BACKWARD = range(4)
-_FAULTS = {
-    1: "this processor lacks the instruction set that FFTP_NATIVE asks for",
-    2: "the scan's scratch memory could not be had",
-    3: "the scan takes 64 states and the convolution 16 taps at most",
-}
+LIBRARY = Library(
+    Path(__file__).parent, ("native.c", "native_body.h"), ("scan_forward", "scan_backward", "conv_forward", "conv_backward")
+)  # fmt: skip
+MOST_STATES, MOST_TAPS = 64, 16  # as native.c has room for
 
 _pointer = ctypes.c_void_p
 
@@ -45,61 +39,9 @@ _Scan = _structure(
 _Conv = _structure("u grad", "weight bias out d_u d_weight d_bias", "clips L E K reverse")
 
 
-def refuses(device: str, dtype: str) -> str | None:
+def refuses() -> str | None:
     """Why the native forms cannot run, or None."""
-    if device != "cpu":
-        return f"it is written for a CPU; the tensors are on {device}"
-    if dtype == "float64":
-        return "it computes in float32; the tensors are float64"
-    try:
-        _library()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def level() -> str:
-    """The instruction set in use: the best this processor has, or a lower one by FFTP_NATIVE (baseline, AVX2, AVX-512)."""
-    return LEVELS[_level()]
-
-
-@cache
-def _library():
-    """The built library. Raises OSError, which says what to do."""
-    built = sorted(FOLDER.glob("_native*.so")) + sorted(FOLDER.glob("_native*.pyd"))
-    if not built:
-        raise OSError("it is not built: python setup.py build_ext --inplace does it where there is a C compiler")
-    try:
-        library = ctypes.CDLL(str(built[0]))
-    except OSError as error:
-        raise OSError(f"{built[0].name} cannot be loaded ({error}): build it anew") from None
-    library.fftp_run.argtypes = [ctypes.c_int, _pointer, ctypes.c_int, ctypes.c_int, _pointer]
-    return library
-
-
-def _level():
-    wanted = os.environ.get("FFTP_NATIVE")
-    return LEVELS.index(wanted) if wanted in LEVELS else _library().fftp_level()
-
-
-@cache
-def _parallel():
-    """GOMP_parallel of the OpenMP library that PyTorch has loaded, or None: then one thread does all."""
-    try:
-        loaded = Path("/proc/self/maps").read_text()
-    except OSError:
-        return None
-    for path in dict.fromkeys(re.findall(r"(/\S*lib(?:gomp|iomp5|omp)\S*\.so\S*)", loaded)):
-        function = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-        if function is not None:
-            return ctypes.cast(function, _pointer)
-    return None
-
-
-def _run(kind, given):
-    fault = _library().fftp_run(kind, ctypes.byref(given), _level(), torch.get_num_threads(), _parallel())
-    if fault:
-        raise RuntimeError(_FAULTS[fault])
+    return LIBRARY.refuses()
 
 
 def _rows(tensor):
@@ -120,6 +62,8 @@ def _fill(given, tensors):
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """As `reference.selective_scan`, for every type but float64."""
+    if A.shape[1] > MOST_STATES:
+        raise ValueError(f"the native scan takes {MOST_STATES} states at most, got S={A.shape[1]}")
     dtype = u.dtype
     u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
     return _ScanFunction.apply(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse).to(dtype)
@@ -136,7 +80,7 @@ class _ScanFunction(torch.autograd.Function):
         given = _scan(u, delta, A, B, C, D, z, bias, A_backward, reverse)
         _fill(given, {"out": out, "y": y})
         if out.numel():
-            _run(_SCAN_FORWARD, given)
+            LIBRARY.call("scan_forward", given)
         ctx.reverse = reverse
         ctx.save_for_backward(u, delta, A, B, C, D, z, bias, A_backward, y)
         return out
@@ -154,7 +98,7 @@ class _ScanFunction(torch.autograd.Function):
         given.grad = _rows(grad)
         _fill(given, found | {"y": y})
         if u.numel():
-            _run(_SCAN_BACKWARD, given)
+            LIBRARY.call("scan_backward", given)
         # Clip by clip so far; over the clips in float64, in which the order of a sum does not show.
         d_A, d_D, d_bias = (found[name].sum(0, dtype=torch.float64).float() for name in ("d_A", "d_D", "d_bias"))
         d_A_backward = None if A_backward is None else d_A[1]
@@ -172,6 +116,8 @@ def _scan(u, delta, A, B, C, D, z, bias, A_backward, reverse):
 
 def causal_conv(u, weight, bias, reverse):
     """As `reference.causal_conv`, for every type but float64."""
+    if weight.shape[1] > MOST_TAPS:
+        raise ValueError(f"the native convolution takes {MOST_TAPS} taps at most, got K={weight.shape[1]}")
     dtype = torch.promote_types(u.dtype, weight.dtype)
     return _ConvFunction.apply(*precise(u, weight, bias), reverse).to(dtype)
 
@@ -184,7 +130,7 @@ class _ConvFunction(torch.autograd.Function):
         given = _conv(u, weight, bias, reverse)
         _fill(given, {"out": out})
         if out.numel():
-            _run(_CONV_FORWARD, given)
+            LIBRARY.call("conv_forward", given)
         ctx.reverse = reverse
         ctx.save_for_backward(u, weight, bias)
         return out
@@ -200,7 +146,7 @@ class _ConvFunction(torch.autograd.Function):
         given.grad = _rows(grad)
         _fill(given, found)
         if u.numel():
-            _run(_CONV_BACKWARD, given)
+            LIBRARY.call("conv_backward", given)
         d_weight, d_bias = (found[name].sum(0, dtype=torch.float64).float() for name in ("d_weight", "d_bias"))
         return found["d_u"], d_weight, d_bias, None
 

@@ -1,0 +1,74 @@
+/* The front end on a CPU: log-mel of waveforms, and its normalisation with keyed noise; called through ctypes by native.py.
+
+   Equations: reference.py, and kernels/philox.py for the noise. Frames of one clip lie side by side in a vector's lanes,
+   so that a transform is plain scalar code on vectors, and a frame meets the same operations in the same order whatever
+   else is in the batch. */
+
+#include <stdint.h>
+
+#define TASK_FRAMES 64  /* rows of one clip's log-mel that one thread makes at a time: a multiple of any vector's lanes */
+#define TASK_CELLS 8192 /* cells of one clip that one thread normalises at a time */
+#define BLOCKS 256      /* counters whose four words are drawn at a time: 4 KB in the first-level cache */
+
+/* Philox-4x32-10 and the noise as kernels/philox.py and kernels/draws.py have them. */
+#define ROUND_A 0xD2511F53u
+#define ROUND_B 0xCD9E8D57u
+#define WEYL_A 0x9E3779B9u
+#define WEYL_B 0xBB67AE85u
+#define NOISE_COUNTER (6u << 16)
+#define NOISE_SCALE 10.0f
+
+/* The arguments of fbank. A transform has 2 * half points; place[n] is where sample n of a frame goes in the transform's
+   input, twiddle[2 k], [2 k + 1] are cos and -sin of 2 pi k / (2 half), window is half the window. Filter f is
+   weights[from[f]] ... on bins first[f] to before first[f] + count[f]. roll may be NULL. */
+struct fbank {
+    int64_t batch, W, stride_b, T, F, frame, hop, half, most_frames;
+    double preemphasis;
+    const float *waveform, *window, *twiddle, *weights;
+    const int64_t *length, *roll, *place, *first, *count, *from;
+    float *out;
+};
+
+/* The arguments of normalise; tickets is NULL where there is no noise. */
+struct normalise {
+    int64_t batch, cells;
+    double mean, divisor;
+    uint64_t seed, epoch;
+    const int64_t *tickets;
+    float *log_mel;
+};
+
+/* One Philox-4x32-10 draw: the first of its four words. */
+static uint32_t first_word(uint64_t seed, const uint32_t counter[4])
+{
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int i = 0; i < 10; i++) {
+        uint64_t a = (uint64_t)ROUND_A * c0, b = (uint64_t)ROUND_B * c2;
+        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)b;
+        c3 = (uint32_t)a;
+        k0 += WEYL_A;
+        k1 += WEYL_B;
+    }
+    return c0;
+}
+
+#define LANES_FILE "fbank/native_lanes.h"
+#include "../native.h"
+
+static const body FBANK[SETS] = EACH(fbank), NORMALISE[SETS] = EACH(normalise);
+
+int64_t fftp_fbank(const struct fbank *w, int64_t set, int64_t threads, parallel region)
+{
+    const int64_t lanes = LANES_OF[set], parts = (w->T + TASK_FRAMES - 1) / TASK_FRAMES;
+    const int64_t rows = w->hop < w->frame ? w->hop : w->frame, pitch = lanes + (w->frame - 1) / w->hop;
+    return run_all(FBANK[set], w, w->batch * parts, (3 * w->half + w->F) * lanes + rows * pitch, threads, region);
+}
+
+int64_t fftp_normalise(const struct normalise *w, int64_t set, int64_t threads, parallel region)
+{
+    const int64_t parts = (w->cells + TASK_CELLS - 1) / TASK_CELLS;
+    return run_all(NORMALISE[set], w, w->batch * parts, 8 * BLOCKS, threads, region);
+}

@@ -1,0 +1,86 @@
+"""Operations in C: the compiled library beside an operation, whether it can be used, and how it is called.
+
+`python setup.py build_ext --inplace` builds the libraries; nothing is built on import.
+"""
+
+import ctypes
+import importlib.machinery
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SETS = ("the plain instruction set", "AVX2", "AVX-512")
+BUILD = "python setup.py build_ext --inplace"
+
+use_set: int | None = None  # an index of SETS in place of the widest there is, for tests
+
+
+@dataclass(frozen=True)
+class Library:
+    """folder/_native.*.so, made of sources (relative to the folder), with functions fftp_NAME that take a structure."""
+
+    folder: Path
+    sources: tuple[str, ...]
+    functions: tuple[str, ...]
+
+    def checksum(self) -> int | None:
+        """Of the sources beside the library; None where they are not installed."""
+        paths = [self.folder / name for name in self.sources]
+        return zlib.crc32(b"".join(p.read_bytes() for p in paths)) if all(p.is_file() for p in paths) else None
+
+    def path(self) -> Path | None:
+        """The compiled library, or None."""
+        paths = (self.folder / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+        return next((p for p in paths if p.is_file()), None)
+
+    def refuses(self) -> str | None:
+        """Why the library cannot be used, or None."""
+        return _load(self)[1] or None
+
+    def instruction_set(self) -> str:
+        """The one in use, in words."""
+        return SETS[self._set()]
+
+    def _set(self):
+        return _load(self)[0].fftp_widest() if use_set is None else use_set
+
+    def call(self, name: str, work: ctypes.Structure) -> None:
+        """Run fftp_NAME on torch's number of threads. Raises MemoryError where there is no scratch space."""
+        function = getattr(_load(self)[0], f"fftp_{name}")
+        # ctypes lets go of Python's lock during the call.
+        if function(ctypes.addressof(work), self._set(), torch.get_num_threads(), _parallel_region()):
+            raise MemoryError(f"{name}: no memory for the scratch space of one thread")
+
+
+@cache
+def _load(library: Library) -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason why there is none."""
+    path = library.path()
+    if path is None:
+        return None, f"it is not built: {BUILD} needs a C compiler"
+    try:
+        loaded = ctypes.CDLL(str(path))
+        loaded.fftp_sources.restype = loaded.fftp_widest.restype = ctypes.c_int64
+        built_from = loaded.fftp_sources()
+        for name in library.functions:
+            function = getattr(loaded, f"fftp_{name}")
+            function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+            function.restype = ctypes.c_int64
+    except (OSError, AttributeError) as error:
+        return None, f"the library did not load ({error}): {BUILD} builds it anew"
+    if library.checksum() not in (None, built_from):
+        return None, f"the library was built from other sources than these: {BUILD} builds it anew"
+    return loaded, ""
+
+
+@cache
+def _parallel_region():
+    """GOMP_parallel of the OpenMP that torch has loaded (libgomp, or libomp and libiomp5 in its stead), or None."""
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value
