@@ -33,7 +33,7 @@ BLOCKS = {
     ("scan_backward", "sm_100"): Block(channels=16, warps=1),
     ("conv", "sm_80"): Block(channels=64, tokens=32, warps=4),
     ("conv", "sm_90"): Block(channels=64, tokens=32, warps=4),
-    ("conv", "sm_100"): Block(channels=64, tokens=32, warps=4),
+    ("conv", "sm_100"): Block(channels=64, tokens=16, warps=4),
 }
 INTERPRETED = Block(channels=256, tokens=16, warps=1)  # wide, as the interpreter's time goes by operations
 # Tokens between two checkpoints of the state: 16 states in float32 every 32 tokens are as much memory as u in bfloat16.
