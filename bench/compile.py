@@ -23,6 +23,7 @@ SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448}  # bytes a b
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
 MEL_BINS = 128
 FRAMES = 1000  # of a clip, in the paper's FFTP runs on AudioSet
+SCAN_STATES, SCAN_TAPS = 16, 4  # of every AuM
 GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
 
@@ -54,6 +55,7 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _spec_mask_cases()
     yield from _waveform_cases()
     yield from _fbank_cases()
+    yield from _selective_scan_cases(arch)
 
 
 def _patch_embed_cases(arch):
@@ -249,6 +251,62 @@ def _fbank_cases():
             constants=constants,
             options={"num_warps": kernel.WARPS, "enable_fp_fusion": False},
         )
+
+
+def _selective_scan_cases(arch):
+    from kernels.selective_scan import kernel
+
+    typed = (
+        "grad_ptr",
+        "u_ptr",
+        "delta_ptr",
+        "B_ptr",
+        "C_ptr",
+        "z_ptr",
+        "out_ptr",
+        "d_u_ptr",
+        "d_delta_ptr",
+        "d_z_ptr",
+    )
+    constants = {"REVERSE": False, "CHUNK": kernel.CHUNK, "INTERPRETED": False, "BLOCK_S": SCAN_STATES}
+    divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
+    for name, operation, function, kept in (
+        ("scan", "scan", kernel._forward_kernel, (True, False)),
+        ("scan backward", "scan_backward", kernel._backward_kernel, (None,)),
+    ):
+        at = kernel.BLOCKS[operation, arch]
+        pointers = dict.fromkeys(_pointers(function), "*fp32")
+        for dtype in ("bf16", "fp16", "fp32"):
+            for two in (True, False):
+                for keep in kept if dtype == "bf16" else kept[:1]:
+                    flags = constants | {"TWO": two, "BLOCK_E": at.channels} | ({} if keep is None else {"KEEP": keep})
+                    yield Case(
+                        kernel=name,
+                        config=f"{dtype}, {'both ways' if two else 'one way'}{', no states kept' * (keep is False)}",
+                        function=function,
+                        types=_numbers(function, flags) | pointers | {a: f"*{dtype}" for a in typed if a in pointers},
+                        constants=flags,
+                        divisible=divisible,
+                        options={"num_warps": at.warps},
+                    )
+    at = kernel.BLOCKS["conv", arch]
+    constants = {"K": SCAN_TAPS, "REVERSE": False, "INTERPRETED": False, "BLOCK_T": at.tokens, "BLOCK_E": at.channels}
+    for name, function, flags, typed in (
+        ("causal_conv", kernel._conv_kernel, {"ADJOINT": False}, ("u_ptr", "out_ptr")),
+        ("causal_conv", kernel._conv_kernel, {"ADJOINT": True}, ("out_ptr",)),
+        ("causal_conv backward", kernel._conv_backward_kernel, {}, ("grad_ptr", "u_ptr")),
+    ):
+        for dtype in ("bf16", "fp16", "fp32"):
+            pointers = dict.fromkeys(_pointers(function), "*fp32") | dict.fromkeys(typed, f"*{dtype}")
+            yield Case(
+                kernel=name,
+                config=f"{dtype}{', input gradient' * flags.get('ADJOINT', False)}",
+                function=function,
+                types=_numbers(function, constants | flags) | pointers,
+                constants=constants | flags,
+                divisible=("E", "stride_u"),
+                options={"num_warps": at.warps},
+            )
 
 
 def _pointers(function) -> list[str]:

@@ -21,18 +21,19 @@ class Block:
     tokens: int = 0
 
 
-# (operation, architecture) -> block, the same for every type: the arithmetic is in float32. The backward keeps three times
-# as much in registers as the forward: with 32 channels it spills (bench/compile.py).
+# (operation, architecture) -> block, the same for every type: the arithmetic is in float32. Up to 168 registers, twelve
+# warps fit a multiprocessor, and the 1536 programs of 32 clips and 1536 channels an H200 at once. The backward, which keeps
+# three times as much as the forward, spills with 32 channels, and the forward on sm_100 does now and then (bench/compile.py).
 BLOCKS = {
     ("scan", "sm_80"): Block(channels=32, warps=1),
     ("scan", "sm_90"): Block(channels=32, warps=1),
-    ("scan", "sm_100"): Block(channels=32, warps=1),
+    ("scan", "sm_100"): Block(channels=16, warps=1),
     ("scan_backward", "sm_80"): Block(channels=16, warps=1),
     ("scan_backward", "sm_90"): Block(channels=16, warps=1),
     ("scan_backward", "sm_100"): Block(channels=16, warps=1),
     ("conv", "sm_80"): Block(channels=64, tokens=32, warps=4),
     ("conv", "sm_90"): Block(channels=64, tokens=32, warps=4),
-    ("conv", "sm_100"): Block(channels=64, tokens=32, warps=4),
+    ("conv", "sm_100"): Block(channels=64, tokens=16, warps=4),
 }
 INTERPRETED = Block(channels=256, tokens=16, warps=1)  # wide, as the interpreter's time goes by operations
 # Tokens between two checkpoints of the state: 16 states in float32 every 32 tokens are as much memory as u in bfloat16.
@@ -118,7 +119,7 @@ def _steps(i, count: tl.constexpr, b, L, BACKWARDS: tl.constexpr):
     """Steps i..i+count-1 of a scan: which rows of `[B * L, n]` they read, and whether they are within the clip."""
     step = i + tl.arange(0, count)
     token = L - 1 - step if BACKWARDS else step
-    return b * L + token, (step >= 0) & (step < L)
+    return b * L + token, step < L
 
 
 @triton.jit
@@ -142,6 +143,7 @@ def _forward_pass(
     skip = tl.load(D_ptr + e, mask=is_e, other=0.0)
     bias = tl.load(bias_ptr + e, mask=is_e, other=0.0)
     state = tl.zeros_like(rate)
+    checkpoints_ptr += b * chunks * E * S
     rows, is_row = _steps(0, 4, b, L, BACKWARDS)
     u = _load(u_ptr, rows, stride_u, e, is_row, is_e, INTERPRETED)
     raw = _load(delta_ptr, rows, stride_delta, e, is_row, is_e, INTERPRETED)
@@ -150,27 +152,30 @@ def _forward_pass(
     i = 0
     while i < L:
         if KEEP and i % CHUNK == 0:
-            tl.store(checkpoints_ptr + (b * chunks + i // CHUNK) * (E * S) + of_state, state, mask=is_state)
+            tl.store(checkpoints_ptr + of_state, state, mask=is_state)
+            checkpoints_ptr += E * S
+        rows, is_row = _steps(i, 4, b, L, BACKWARDS)
         # The next group is on its way while this one is computed.
         next_rows, is_next = _steps(i + 4, 4, b, L, BACKWARDS)
         next_u = _load(u_ptr, next_rows, stride_u, e, is_next, is_e, INTERPRETED)
         next_raw = _load(delta_ptr, next_rows, stride_delta, e, is_next, is_e, INTERPRETED)
         next_B = _load(B_ptr, next_rows, stride_B, s, is_next, is_s, INTERPRETED)
         next_C = _load(C_ptr, next_rows, stride_C, s, is_next, is_s, INTERPRETED)
-        if LAST:
-            z = _load(z_ptr, rows, stride_z, e, is_row, is_e, INTERPRETED)
-        if not FIRST:
-            before = _load(sum_ptr, rows, E, e, is_row, is_e, INTERPRETED)
         delta, _ = _softplus_sigmoid(raw + bias[None, :])
         delta = tl.where(is_row[:, None], delta, 0.0)  # past the end the state stays as it is
         delta0, delta1, delta2, delta3 = _split(delta)
         gain0, gain1, gain2, gain3 = _split(delta * u)
         B0, B1, B2, B3 = _split(B)
-        C0, C1, C2, C3 = _split(C)
         state = _step(state, rate, delta0, gain0, B0, INTERPRETED)
+        C0, C1, C2, C3 = _split(C)
         y0 = tl.sum(state * C0[None, :], 1)
         state = _step(state, rate, delta1, gain1, B1, INTERPRETED)
         y1 = tl.sum(state * C1[None, :], 1)
+        # Not sooner, for the registers' sake; not later, as these have to arrive.
+        if LAST:
+            z = _load(z_ptr, rows, stride_z, e, is_row, is_e, INTERPRETED)
+        if not FIRST:
+            before = _load(sum_ptr, rows, E, e, is_row, is_e, INTERPRETED)
         state = _step(state, rate, delta2, gain2, B2, INTERPRETED)
         y2 = tl.sum(state * C2[None, :], 1)
         state = _step(state, rate, delta3, gain3, B3, INTERPRETED)
@@ -183,7 +188,7 @@ def _forward_pass(
             _store(out_ptr, rows, E, e, is_row, is_e, y * (z * gate), INTERPRETED)
         else:
             _store(sum_ptr, rows, E, e, is_row, is_e, y, INTERPRETED)
-        rows, is_row, u, raw, B, C = next_rows, is_next, next_u, next_raw, next_B, next_C
+        u, raw, B, C = next_u, next_raw, next_B, next_C
         i += 4
 
 

@@ -59,3 +59,31 @@ def guard(monkeypatch) -> Guard:
     monkeypatch.setattr(torch, "empty", made.empty)
     yield made
     made.check()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_once_a_launch(device):
+    """Triton's interpreter patches its language anew at each call from one kernel function to another, tl.sum included.
+
+    That is half of its time here; the patches of a launch hold until it ends, so one round of them is enough.
+    """
+    if device == "cuda":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch, launch, done = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(function):
+        if id(function.__globals__) not in done:
+            done.add(id(function.__globals__))
+            return patch(function)
+
+    def launch_anew(*args, **kwargs):
+        done.clear()
+        return launch(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(interpreter, "_patch_lang", patch_once)
+        context.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+        yield
