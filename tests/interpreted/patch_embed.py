@@ -144,15 +144,7 @@ def test_a_tile_may_hold_the_rows_of_many_clips_and_many_tokens(guard, device):
     compare("whole-clip", torch.float32, guard, device, tokens=40, place="end")
 
 
-MASKED = [
-    "odd",
-    "odd-square",
-    "whole-words",
-    "stride-above-patch",
-    "bands-that-overlap",
-    "one-of-everything",
-    "batch-33",
-]
+MASKED = ["odd", "odd-square", "whole-words", "stride-above-patch", "one-of-everything"]
 MASKED += [pytest.param(name, marks=pytest.mark.slow) for name in ("batch-33", "bands-that-overlap", *LONG)]
 
 
@@ -187,7 +179,7 @@ def test_hidden_cells_are_those_that_paint_covers(name, guard, device):
 
 
 @pytest.mark.parametrize("F", [1, 63, 64, 65, 130])
-@pytest.mark.parametrize(("B", "T", "M"), [(1, 1, 1), (3, 67, 9), (2, 130, 64), (2, 5, 0), (0, 5, 2)])
+@pytest.mark.parametrize(("B", "T", "M"), [(1, 1, 1), (3, 67, 9), (1, 30, 64), (2, 5, 0), (0, 5, 2)])
 def test_bit_plane(B, T, M, F, guard, device):
     generator = torch.Generator().manual_seed(B + T + M + F)
     ends = [torch.randint(-3, size + 4, (B, M, 2), generator=generator).sort(-1).values for size in (T, F)]

@@ -45,15 +45,15 @@ def some_tickets(rng, n, device):
     return torch.tensor(rng.integers(0, 2**32, n), device=device)
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in range(1, 20))])
+@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in range(1, 40))])
 def test_awkward_settings(block, device):
-    """20 settings of 4 samples a block; one setting in ten cannot reach its budget."""
+    """10 settings of 4 samples a block; one setting in ten cannot reach its budget."""
     rng = np.random.default_rng(1000 + block)
-    for number in range(20):
+    for number in range(10):
         case = random_case(rng)
         T, F = case.pop("T"), case.pop("F")
         tickets = some_tickets(rng, 4, device)
-        draw_both(SEEDS[number % len(SEEDS)], int(rng.integers(0, 2**32)), tickets, T, F, **case)
+        draw_both(SEEDS[(10 * block + number) % len(SEEDS)], int(rng.integers(0, 2**32)), tickets, T, F, **case)
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": True}, {"snap": 10}, {"clip": True, "snap": 4}], ids=str)
@@ -110,7 +110,7 @@ def test_any_batch_and_tickets_that_are_not_contiguous(device):
     [(1000, 128, 5, 400), (128, 128, 48, 48), (30, 16, 48, 192), (1, 1, 1, 1), (7, 3, 1, 2)],
 )
 def test_spec_augment(T, F, frequency, time, device):
-    tickets = torch.arange(12, device=device) * 104729
+    tickets = torch.arange(5, device=device) * 104729
     for seed in SEEDS:
         arguments = (seed, 3, tickets, T, F)
         got = kernels.draw_spec_augment(*arguments, max_frequency=frequency, max_time=time)
