@@ -268,7 +268,7 @@ def _launch(log_mel, weight, stride_t, stride_f, c, place):
             f"a launch takes {MOST_ROWS} rows of output and of log-mel at most, "
             f"got B={B} clips of {N + c} tokens and {T} frames: split the batch"
         )
-    if pt * F > MOST_CELLS:
+    if pt * max(F, 8) > MOST_CELLS:  # a frame of the bit plane has 8 bytes at least
         raise ValueError(f"a patch reaches over {MOST_CELLS} cells at most, got {pt} frames of {F} bins")
     constants = {"K": pt * pf, "F": F, "PF": pf, "ST": stride_t, "SF": stride_f, "UPCAST": knobs.runtime.interpret}
     return (T, N, n_t, D, c, place), constants

@@ -50,6 +50,12 @@ TILES = {
     ("weight_hidden", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("weight_hidden", "sm_100", 2): Tile(m=128, n=64, k=64, warps=8, stages=3),
     ("weight_hidden", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_scattered", "sm_80", 2): Tile(m=64, n=64, k=64, warps=8, stages=3),
+    ("weight_scattered", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_scattered", "sm_90", 2): Tile(m=64, n=64, k=64, warps=8, stages=3),
+    ("weight_scattered", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_scattered", "sm_100", 2): Tile(m=64, n=64, k=64, warps=8, stages=3),
+    ("weight_scattered", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("log_mel", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
     ("log_mel", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("log_mel", "sm_90", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
@@ -74,9 +80,9 @@ def operation(name: str, masked: bool, F: int, pf: int) -> str:
     """What the table calls a forward pass, or a gradient, with or without masks."""
     if not masked or name == "log_mel":
         return name
-    if name == "weight":
-        return "weight_hidden"
-    return "forward" if pf == F and F % 64 == 0 else "forward_scattered"
+    if pf != F or F % 64:
+        return f"{name}_scattered"
+    return "weight_hidden" if name == "weight" else name
 
 
 def forward_parts(K: int, N: int) -> int:

@@ -45,22 +45,22 @@ def some_tickets(rng, n, device):
     return torch.tensor(rng.integers(0, 2**32, n), device=device)
 
 
-@pytest.mark.parametrize("block", [0, 1, *(pytest.param(b, marks=pytest.mark.slow) for b in range(2, 20))])
+@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in range(1, 40))])
 def test_awkward_settings(block, device):
-    """20 settings of 4 samples a block; one setting in ten cannot reach its budget."""
+    """10 settings of 4 samples a block; one setting in ten cannot reach its budget."""
     rng = np.random.default_rng(1000 + block)
-    for number in range(20):
+    for number in range(10):
         case = random_case(rng)
         T, F = case.pop("T"), case.pop("F")
         tickets = some_tickets(rng, 4, device)
-        draw_both(SEEDS[number % len(SEEDS)], int(rng.integers(0, 2**32)), tickets, T, F, **case)
+        draw_both(SEEDS[(10 * block + number) % len(SEEDS)], int(rng.integers(0, 2**32)), tickets, T, F, **case)
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": True}, {"snap": 10}, {"clip": True, "snap": 4}], ids=str)
 @pytest.mark.parametrize("case", [AUDIOSET, SPEECH], ids=["audioset", "speechcommands"])
 def test_the_papers_settings(case, options, device):
     rng = np.random.default_rng(5)
-    draw_both(2**63 + 9, 24, some_tickets(rng, 6, device), **case, **options)
+    draw_both(2**63 + 9, 24, some_tickets(rng, 3, device), **case, **options)
 
 
 @pytest.mark.parametrize("share", [0.0, 2.0**-32, 0.5, 1 - 2.0**-32, 1.0])
@@ -82,7 +82,7 @@ def test_a_budget_above_32_bits_and_one_of_nothing(device):
     assert not any(t.any() for t in (rectangles, count, area))
 
 
-@pytest.mark.parametrize("attempts", [1, 2, 16, 17, 128, 129])
+@pytest.mark.parametrize("attempts", [1, 16, 17, 129])
 def test_attempts_that_fill_the_vector_or_do_not(attempts, device):
     case = {"T": 60, "F": 20, "budget": 900, "max_width": 9, "max_height": 20, "shapes": 20, "attempts": attempts}
     draw_both(4, 2, torch.arange(3, device=device), **case)
@@ -96,7 +96,7 @@ def test_seed_and_epoch_on_the_device(device):
 
 
 def test_any_batch_and_tickets_that_are_not_contiguous(device):
-    tickets = torch.arange(33, device=device) * 7919
+    tickets = torch.arange(33 if device == "cuda" else 11, device=device) * 7919
     whole = draw_both(9, 4, tickets, **SPEECH)
     for batch in (1, 5):
         parts = [kernels.draw_spec_mask(9, 4, piece, **SPEECH) for piece in tickets.split(batch)]
@@ -110,7 +110,7 @@ def test_any_batch_and_tickets_that_are_not_contiguous(device):
     [(1000, 128, 5, 400), (128, 128, 48, 48), (30, 16, 48, 192), (1, 1, 1, 1), (7, 3, 1, 2)],
 )
 def test_spec_augment(T, F, frequency, time, device):
-    tickets = torch.arange(12, device=device) * 104729
+    tickets = torch.arange(5, device=device) * 104729
     for seed in SEEDS:
         arguments = (seed, 3, tickets, T, F)
         got = kernels.draw_spec_augment(*arguments, max_frequency=frequency, max_time=time)
