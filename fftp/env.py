@@ -120,11 +120,32 @@ def _run(operation, backend, call, tensors):
 def _cases(device):
     """(operation, function of its tensors, tensors) on small awkward sizes. A tuple that comes back has no gradients."""
     generator = torch.Generator().manual_seed(0)
+    tickets = torch.arange(33, device=device)
 
     def made(*shape):
         return torch.randn(*shape, generator=generator).to(device)
 
-    tickets = torch.arange(33, device=device)
+    samples = (made(5000).clamp(-3, 3) * 8000).short()
+    clips = torch.tensor([[0, 700, 40], [1999, 3333, 1]], device=device)  # starts, lengths
+    factors = torch.tensor([[0.5, 0.9, 1.0], [0.5, 1.0, 0.3]], device=device)  # gains, weights
+
+    def waveforms(samples):
+        partner = clips[0].flip(0), clips[1].flip(0), factors[1]
+        return (kernels.waveforms(samples, *clips, 2000, factors[0], partner),)
+
+    yield "waveforms", waveforms, [samples]
+
+    length, roll = torch.tensor([3000, 1999, 399], device=device), torch.tensor([2, -3, 1], device=device)
+
+    def fbank(waveform):
+        return (kernels.fbank(waveform.detach(), length, T=15, roll=roll),)
+
+    yield "fbank", fbank, [made(3, 3000) / 8]
+
+    def normalise(log_mel):
+        return (kernels.normalise(log_mel.detach().clone(), -4.2, 4.5, (7, 3, tickets[:3])),)
+
+    yield "normalise", normalise, [made(3, 31, 17)]
 
     def spec_mask(tickets):
         return kernels.draw_spec_mask(7, 3, tickets, 101, 37, budget=900, max_width=16, max_height=37)

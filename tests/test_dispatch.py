@@ -132,7 +132,9 @@ def test_triton_is_first_on_a_gpu_and_refuses_the_cpu(monkeypatch):
     pytest.importorskip("triton", reason="the triton package is not installed")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     operations = [o for o, backends in dispatch.TABLE.items() if backends[0].name == "triton"]
-    assert {"spec_mask", "spec_augment", "paint", "patch_embed"} <= set(operations)
+    assert set(operations) == {
+        *("waveforms", "fbank", "spec_mask", "spec_augment", "paint", "normalise", "patch_embed"),
+    }
     for operation in operations:
         dispatch.use_fused(True)
         assert dispatch.select(operation, "cuda", "bfloat16").name == "triton"
@@ -168,7 +170,7 @@ def test_table_says_what_runs_and_why_not(made_up):
     assert rows["twice", "gpu"] == "cannot run: it needs a GPU"
     assert rows["twice", "quick"] == "runs with --fused"
     assert rows["twice", "reference"] == "runs without --fused"
-    assert rows["fbank", "reference"] == "runs"
+    assert rows["causal_conv", "reference"] == "runs"
     rows = {(operation, name): state for operation, name, state in dispatch.table("cuda", "float32")}
     assert rows["twice", "gpu"] == "runs with --fused"
     assert rows["twice", "quick"] == "gpu is preferred"
