@@ -131,6 +131,7 @@ def _run(operation, backend, call, tensors):
 def _cases(device):
     """(operation, function of its tensors, tensors) on small awkward sizes. A tuple that comes back has no gradients."""
     generator = torch.Generator().manual_seed(0)
+    tickets = torch.arange(33, device=device)
 
     def made(*shape):
         return torch.randn(*shape, generator=generator).to(device)

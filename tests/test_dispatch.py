@@ -149,6 +149,9 @@ def test_triton_is_first_on_a_gpu_and_refuses_the_cpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     operations = [o for o, backends in dispatch.TABLE.items() if backends[0].name == "triton"]
     assert {
+        "waveforms",
+        "fbank",
+        "normalise",
         "spec_mask",
         "spec_augment",
         "apply_spec_mask",

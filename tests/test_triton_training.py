@@ -8,7 +8,8 @@ RUN = [
     *("--synth-train", "200", "--synth-validation", "10", "--synth-test", "10", "--batch-size", "4", "--depth", "2"),
     *("--epochs", "1", "--precision", "float32", "--log-every", "1"),
 ]
-BACKENDS = {"apply_spec_mask": "triton", "patch_embed": "triton"}
+OPERATIONS = ("waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed")
+BACKENDS = dict.fromkeys(OPERATIONS, "triton")
 
 
 @pytest.mark.parametrize(
