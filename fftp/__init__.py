@@ -19,6 +19,7 @@ _HOMES = {
     "FrontEndSettings": "fftp.frontend",
     "PatchEmbed": "fftp.patching",
     "PatchGrid": "fftp.patching",
+    "RealFrontEnd": "fftp.frontend",
     "UserError": "fftp.errors",
     "attention_rollout": "fftp.explain",
     "load": "fftp.predict",

@@ -74,6 +74,8 @@ def load(source: Path | bytes, target_rate: int, min_samples: int = WINDOW, name
     if not np.isfinite(samples).all():
         raise BadAudio(name, "holds NaN or infinite samples")
     waveform = to_mono(samples, rate, target_rate)
+    if not np.isfinite(waveform).all():  # samples near float32's limit overflow on the way
+        raise BadAudio(name, "holds samples too large for 32 bits")
     if len(waveform) < min_samples:
         length, window = 1e3 * len(samples) / rate, 1e3 * min_samples / target_rate
         raise BadAudio(name, f"is {length:.3g} ms long, shorter than one {window:g} ms analysis window")
@@ -122,7 +124,8 @@ def duration(source: Path | bytes, name: str | None = None) -> float:
 
 def to_mono(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     """(n, channels) at `rate` Hz to float32 (W,) at `target_rate` Hz: the mean of the channels, resampled by soxr."""
-    waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # (n, channels) -> (n,)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller judges what is not finite
+        waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # (n, channels) -> (n,)
     if rate != target_rate and len(waveform):
         waveform = _package("soxr").resample(waveform, rate, target_rate, quality="HQ")
     return np.ascontiguousarray(waveform, dtype=np.float32)

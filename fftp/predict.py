@@ -3,8 +3,11 @@
 import csv
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 
 from fftp import audio, checkpoint, command
+from fftp.ahead import one_ahead
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
 
@@ -70,7 +74,10 @@ class Classifier:
             limits = np.iinfo(samples.dtype)
             rest = 1.0 if limits.min == 0 else 0.0  # unsigned samples rest at half their range
             samples = samples / 2.0 ** (limits.bits - 1) - rest
-        samples = np.atleast_2d(samples).T.astype(np.float32)  # (samples, channels)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            samples = np.atleast_2d(samples).T.astype(np.float32)  # (samples, channels)
+        if not np.isfinite(samples).all():
+            raise UserError(f"{name} holds NaN or infinite samples: clean it first.")
         rate = self.config.front_end.fbank.sample_rate
         mono = audio.to_mono(samples, sample_rate, rate)
         shortest = self.config.front_end.fbank.frame
@@ -80,7 +87,7 @@ class Classifier:
                 f"{name} is {milliseconds:.0f} ms long, shorter than one window of {1000 * shortest / rate:.0f} ms."
             )
         if not np.isfinite(mono).all():
-            raise UserError(f"{name} holds NaN or infinite samples: clean it first.")
+            raise UserError(f"{name} holds samples too large for 32 bits: floats are in -1..1.")
         return mono
 
     def windows(self, n: int) -> list[tuple[int, int]]:
@@ -93,26 +100,60 @@ class Classifier:
             starts.append(n - W)
         return [(start, start + W) for start in starts]
 
-    @torch.inference_mode()
     def predict_many(self, recordings: list[np.ndarray]) -> list[Prediction]:
-        """Predictions for recordings that `prepare` made; all their windows go through the model in batches."""
-        spans = [self.windows(len(samples)) for samples in recordings]
-        pieces = [samples[a:b] for samples, cut in zip(recordings, spans, strict=True) for a, b in cut]
-        probabilities, features = [], []
-        for i in range(0, len(pieces), BATCH):
-            log_mel = self._input(pieces[i : i + BATCH])
-            embedding = self.model.features(log_mel)
-            features.append(embedding)
-            probabilities.append(self.config.probabilities(self.model.classify(embedding)))
-        probability, feature = torch.cat(probabilities).cpu().numpy(), torch.cat(features).float().cpu().numpy()
-        made, first, rate = [], 0, self.config.front_end.fbank.sample_rate
-        for samples, cut in zip(recordings, spans, strict=True):
-            own = slice(first, first + len(cut))
-            first += len(cut)
-            times = [(a / rate, b / rate) for a, b in cut]
-            mean, embedding = probability[own].mean(0), feature[own].mean(0)
-            made.append(Prediction(self.labels, mean, times, probability[own], embedding, len(samples) / rate))
-        return made
+        """Predictions for recordings that `prepare` made; their windows go through the model together, BATCH at a time."""
+        return list(self._predictions(self._batches(recordings)))
+
+    def predict_each(self, recordings: Iterator[np.ndarray | UserError]) -> Iterator[Prediction | UserError]:
+        """The same for as many as there are, in their order; what cannot be read is handed through in its place.
+
+        A thread takes the recordings, one batch of windows ahead of the model, so that decoding and computing overlap. No more
+        than two batches and the recording being cut are in memory.
+        """
+        with closing(one_ahead(self._batches(recordings))) as batches:
+            yield from self._predictions(batches)
+
+    def _batches(self, recordings):
+        """([what is wrong, or (samples, windows) of a recording, as they begin], [at most BATCH pieces of waveform])."""
+        begun, pieces = [], []
+        for recording in recordings:
+            if isinstance(recording, UserError):
+                begun.append(recording)
+                continue
+            spans = self.windows(len(recording))
+            begun.append((len(recording), spans))
+            for start, end in spans:
+                pieces.append(recording[start:end])
+                if len(pieces) == BATCH:
+                    yield begun, pieces
+                    begun, pieces = [], []
+        yield begun, pieces
+
+    def _predictions(self, batches):
+        waiting, rows = deque(), deque()  # recordings not yet answered; (probabilities, features) of windows
+        for begun, pieces in batches:
+            waiting += begun
+            if pieces:
+                rows += zip(*self._classified(pieces), strict=True)
+            while waiting and (isinstance(waiting[0], UserError) or len(waiting[0][1]) <= len(rows)):
+                first = waiting.popleft()
+                if isinstance(first, UserError):
+                    yield first
+                    continue
+                own = [rows.popleft() for _ in first[1]]
+                yield self._prediction(*first, *map(np.stack, zip(*own, strict=True)))
+
+    @torch.inference_mode()
+    def _classified(self, pieces):
+        """(probabilities `[pieces, C]`, features `[pieces, D]`) on the host."""
+        embedding = self.model.features(self._input(pieces))
+        probabilities = self.config.probabilities(self.model.classify(embedding))
+        return probabilities.cpu().numpy(), embedding.float().cpu().numpy()
+
+    def _prediction(self, n, spans, probabilities, features):
+        rate = self.config.front_end.fbank.sample_rate
+        times = [(start / rate, end / rate) for start, end in spans]
+        return Prediction(self.labels, probabilities.mean(0), times, probabilities, features.mean(0), n / rate)
 
     def log_mel(self, waveform: np.ndarray) -> torch.Tensor:
         """The model's input `[1, T, F]` for the first window of a recording that `prepare` made."""
@@ -170,19 +211,17 @@ def recordings_of(paths: list[str]) -> list[Path]:
 
 
 def predictions(classifier: Classifier, files: list[Path]) -> Iterator[tuple[Path, Prediction | UserError]]:
-    """Each file with its prediction, or with what is wrong with it; some files at a time, so that memory stays flat."""
+    """Each file with its prediction, or with what is wrong with it; windows of several files go through together."""
+    with closing(classifier.predict_each(map(partial(_decoded, classifier), files))) as outcomes:
+        yield from zip(files, outcomes, strict=True)
+
+
+def _decoded(classifier, path):
     fbank = classifier.config.front_end.fbank
-    for i in range(0, len(files), BATCH):
-        outcome: dict[Path, Prediction | UserError] = {}
-        decoded = {}
-        for path in files[i : i + BATCH]:
-            try:
-                decoded[path] = audio.load(path, fbank.sample_rate, fbank.frame)
-            except UserError as error:
-                outcome[path] = error
-        if decoded:
-            outcome |= zip(decoded, classifier.predict_many(list(decoded.values())), strict=True)
-        yield from ((path, outcome[path]) for path in files[i : i + BATCH])
+    try:
+        return audio.load(path, fbank.sample_rate, fbank.frame)
+    except UserError as error:
+        return error
 
 
 def _as_json(path, prediction, k):

@@ -47,6 +47,36 @@ def test_bytes_channels_rates_and_full_scale(tmp_path):
     assert (clip(result, 0)[100], clip(result, 0)[-100]) == (-32768, 32767)
 
 
+@pytest.mark.parametrize(
+    ("form", "subtype"),
+    [("WAV", "PCM_24"), ("FLAC", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("AIFF", "PCM_24")],
+)
+def test_finer_samples_are_rounded_to_sixteen_bits(tmp_path, form, subtype):
+    samples = np.random.default_rng(0).uniform(-1, 1, (RATE, 2))
+    path = tmp_path / f"x.{form.lower()}"
+    soundfile.write(path, samples, RATE, format=form, subtype=subtype)
+    exact = soundfile.read(path, dtype="float64")[0].mean(1)
+    error = np.abs(clip(packed([path]), 0) / 32768 - exact)
+    # Half a step of 16 bits, and float32's rounding of the mean of two.
+    assert error.max() <= 0.5 / 32768 + 2**-24
+    assert error.max() > 0.49 / 32768
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3.4e38], ids=["nan", "inf", "-inf", "overflow"])
+def test_samples_that_are_not_finite_are_refused_by_name(tmp_path, bad):
+    good = make_files(tmp_path, 3)
+    samples = np.zeros((8000, 2), np.float32)
+    samples[100] = bad  # in both channels, whose sum overflows
+    soundfile.write(tmp_path / "bad.wav", samples, 8000, subtype="FLOAT")
+    with pytest.raises(
+        UserError, match=r"1 file is unusable: bad\.wav holds (NaN or infinite samples|samples too large)"
+    ):
+        packed([*good, tmp_path / "bad.wav"])
+    kept = packed([*good, tmp_path / "bad.wav"], skip_bad_files=True)
+    assert [name for name, _ in kept.skipped] == ["bad.wav"]
+    assert kept.names == tuple(path.name for path in good)
+
+
 def test_several_labels():
     clips = tuple(Clip(np.zeros(400, np.int16), labels, "train", str(labels)) for labels in [(0, 2), (), (1,)])
     result = pack(DataSet("made", ("a", "b", "c"), clips, True, 1.0), RATE, progress=False)

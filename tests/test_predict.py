@@ -204,6 +204,22 @@ def test_waveforms_that_are_none(classifier, samples, named):
     assert named in str(error.value)
 
 
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300], ids=["nan", "inf", "-inf", "beyond float32"])
+def test_one_bad_sample_is_refused_at_any_rate(classifier, rate, bad):
+    wave = np.stack([sine(1, rate)[:, 0].astype(np.float64)] * 2)
+    classifier.predict(wave, rate)
+    wave[1, 500] = bad
+    with pytest.raises(fftp.UserError, match="the waveform holds NaN or infinite samples"):
+        classifier.predict(wave, rate)
+
+
+def test_samples_that_overflow_on_the_way_are_refused(classifier):
+    wave = np.full((2, RATE), 3.4e38, np.float32)  # finite, and their sum is not
+    with pytest.raises(fftp.UserError, match="too large for 32 bits"):
+        classifier.predict(wave, RATE)
+
+
 @pytest.mark.parametrize(
     ("n", "starts"),
     [(400, [0]), (CLIP, [0]), (CLIP + 1, [0, 1]), (2 * CLIP, [0, CLIP]), (40_000, [0, CLIP, 24_000])],
@@ -219,6 +235,55 @@ def test_windows_cover_a_recording_and_are_averaged(classifier, n, starts):
     np.testing.assert_allclose(whole.embedding, np.mean([p.embedding for p in parts], 0), atol=5e-6)
     assert whole.windows == [(a / RATE, b / RATE) for a, b in classifier.windows(n)]
     assert whole.top(3)[0][1] == whole.probabilities.max()
+
+
+def test_windows_of_several_files_go_through_together(classifier, monkeypatch):
+    """Batches are full but for the last, also where a recording's windows begin in one and end in the next."""
+    monkeypatch.setattr(predict, "BATCH", 4)
+    rng = np.random.default_rng(0)
+    lengths = [CLIP, 6 * CLIP - 5, 400, 9000, 2 * CLIP, CLIP]  # 1, 6, 1, 1, 2 and 1 windows
+    waves = [0.1 * rng.normal(size=n).astype(np.float32) for n in lengths]
+    bad = fftp.UserError("not this one")
+    sizes, classified = [], classifier._classified
+    monkeypatch.setattr(classifier, "_classified", lambda pieces: sizes.append(len(pieces)) or classified(pieces))
+    outcomes = list(classifier.predict_each(iter([bad, *waves[:2], bad, *waves[2:], bad])))
+    assert sizes == [4, 4, 4]
+    assert [i for i, outcome in enumerate(outcomes) if outcome is bad] == [0, 3, 8]
+    good = [outcome for outcome in outcomes if outcome is not bad]
+    for wave, outcome, beside in zip(waves, good, classifier.predict_many(waves), strict=True):
+        alone = classifier.predict(wave, RATE)
+        assert (outcome.windows, outcome.duration) == (alone.windows, alone.duration)
+        assert (outcome.probabilities == beside.probabilities).all()
+        # Other sizes of batches: seen 1.2e-7 and 1e-6, times five.
+        np.testing.assert_allclose(outcome.window_probabilities, alone.window_probabilities, atol=6e-7)
+        np.testing.assert_allclose(outcome.embedding, alone.embedding, atol=5e-6)
+
+
+def test_a_files_input_is_its_own_whatever_is_beside_it(classifier):
+    rng = np.random.default_rng(1)
+    pieces = [0.1 * rng.normal(size=n).astype(np.float32) for n in (CLIP, 400, 12_345, CLIP)]
+    together = classifier._input(pieces)
+    for piece, row in zip(pieces, together, strict=True):
+        assert torch.equal(classifier._input([piece])[0], row)
+
+
+def test_few_recordings_are_in_memory_at_a_time(classifier, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 4)
+    read = []
+
+    def recordings():
+        for i in range(40):
+            read.append(i)
+            yield np.zeros(CLIP, np.float32)
+
+    predictions = classifier.predict_each(recordings())
+    for answered, _ in enumerate(predictions):
+        assert len(read) <= 4 * (answered // 4 + 3)  # the batch answered, the one beside it, and the one being made
+    assert len(read) == answered + 1 == 40
+
+
+def test_nothing_to_predict(classifier):
+    assert classifier.predict_many([]) == list(classifier.predict_each(iter([]))) == []
 
 
 def test_scores_are_the_evaluations(classifier, trained):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fftp.errors import UserError
+from fftp.frontend import PRESETS
 from fftp.patching import PatchGrid
 from train import loop, settings
 from train.run import check_geometry, main
@@ -70,6 +71,15 @@ def test_recipe_builds_its_model_and_schedule(name):
     with torch.device("meta"):
         model = network(chosen, grid)
     assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("speechcommands/")])
+def test_recipes_of_speech_commands_have_the_published_front_end(name):
+    chosen = made("--recipe", name)
+    expected = PRESETS["fftp-speechcommands"]  # AST's and AuM's are the same
+    assert (chosen.frames, chosen.mels, chosen.mean, chosen.std, chosen.fit) == (
+        expected.T, expected.F, expected.mean, expected.std, expected.fit,
+    )  # fmt: skip
 
 
 def network(chosen, grid):
