@@ -210,7 +210,7 @@ def _fbank_kernel(
                 x = tl.load(frame_ptr + n[:, None], mask=is_frame & (n < FRAME)[:, None], other=0.0)
                 total += x
             rows += (x,)
-        mean = (tl.sum(total, 0) / FRAME)[None, :]
+        mean = (tl.sum(total, 0) / FRAME)[None, :] * (1.0 - preemphasis)  # what is left of it after the pre-emphasis
         tapered = ()
         for j in tl.static_range(R):
             x = rows[j]
@@ -218,7 +218,7 @@ def _fbank_kernel(
                 n = j * Q + r
                 before = tl.maximum(n - 1, 0)  # Kaldi repeats the first sample
                 past = tl.load(frame_ptr + before[:, None], mask=is_frame & (n < FRAME)[:, None], other=0.0)
-                x = ((x - mean) - preemphasis * (past - mean)) * tl.load(window_ptr + n)[:, None]
+                x = ((x - preemphasis * past) - mean) * tl.load(window_ptr + n)[:, None]
             tapered += (x,)
         re, im = _real_fft(tapered, R, R, COS, SIN)
         i = tl.arange(0, 2 * Q)
