@@ -6,8 +6,9 @@
 
    LANES           how many float32 a vector holds
    NAME(x)         the function or type x of this instruction set
-   FUSED(a, b, c)  a b + c, rounded once where the processor can
-   MUL32(a, b)     products of the lower halves of 64-bit lanes */
+   FUSED(a, b, c)  a b + c, rounded once where the processor can; of vectors of type NAME(vec)
+   FUSED2(a, b, c) the same of vectors of type NAME(doubles)
+   MUL32(a, b)     products of the lower halves of 64-bit lanes, of type NAME(wide) */
 
 #include <math.h>
 #include <pthread.h>
@@ -30,10 +31,12 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 #define LANES 4
 #define NAME(x) x##_plain
 #define FUSED(a, b, c) ((a) * (b) + (c))
+#define FUSED2(a, b, c) ((a) * (b) + (c))
 #include LANES_FILE
 #undef LANES
 #undef NAME
 #undef FUSED
+#undef FUSED2
 #undef MUL32
 
 #ifdef __x86_64__
@@ -46,11 +49,13 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 #define LANES 8
 #define NAME(x) x##_avx2
 #define FUSED(a, b, c) ((NAME(vec))_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define FUSED2(a, b, c) ((NAME(doubles))_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #define MUL32(a, b) ((NAME(wide))_mm256_mul_epu32((__m256i)(a), (__m256i)(b)))
 #include LANES_FILE
 #undef LANES
 #undef NAME
 #undef FUSED
+#undef FUSED2
 #undef MUL32
 #ifdef __clang__
 #pragma clang attribute pop
@@ -63,11 +68,13 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 #define LANES 16
 #define NAME(x) x##_avx512
 #define FUSED(a, b, c) ((NAME(vec))_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define FUSED2(a, b, c) ((NAME(doubles))_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #define MUL32(a, b) ((NAME(wide))_mm512_mul_epu32((__m512i)(a), (__m512i)(b)))
 #include LANES_FILE
 #undef LANES
 #undef NAME
 #undef FUSED
+#undef FUSED2
 #undef MUL32
 #ifdef __clang__
 #pragma clang attribute pop

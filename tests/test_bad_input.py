@@ -169,7 +169,7 @@ def test_no_gpu_and_no_such_backend(refused, monkeypatch):
     if not torch.cuda.is_available():
         assert "no GPU" in refused("--device", "cuda")
     monkeypatch.setenv("FFTP_BACKEND", "fbank=fastest")
-    assert "fbank has no backend 'fastest'; there are reference" in refused()
+    assert "fbank has no backend 'fastest'; there are triton, native, reference" in refused()
     monkeypatch.setenv("FFTP_BACKEND", "nonsense")
     assert "'nonsense' names none of" in refused()
     monkeypatch.setenv("FFTP_BACKEND", "patch_embed=triton")

@@ -9,7 +9,7 @@ import torch
 from oracles import FIXTURES, ORACLES, needs_oracles
 
 import kernels
-from kernels import draws
+from kernels import dispatch, draws
 
 SPEC_MASKS = {  # T, F, budget, widest, highest, as the stored draws were made
     "audioset": (1000, 128, 25600, 128, 128),
@@ -65,21 +65,23 @@ def test_stored_mixups(stored, device):
         assert list(got) == [(m, p, float(np.float32(w))) for m, p, w in (c["mixup"] for c in cases)]
 
 
-def test_mixups_partners_are_the_same_on_the_host():
-    tickets = np.arange(5000)
-    for probability, n in ((0.5, 18685), (1.0, 2**31 - 1), (0.0, 1)):
-        mixed, partner, _ = draws.draw_mixup(2**63 + 7, 3, torch.from_numpy(tickets), probability, n)
-        host = draws.mixup_partners(2**63 + 7, 3, tickets, probability, n)
-        assert (host[0] == mixed.numpy()).all()
-        assert (host[1] == partner.numpy()).all()
-
-
 def test_stored_noise(stored, device):
     for (seed, epoch), cases in by_run(stored["cases"]):
         for T, F in ((3, 3), (9, 1), (5, 7)):  # cells are counted as stored: t * F + f
             noise = draws.draw_noise(seed, epoch, tickets_of(cases, device), T, F)
             wanted = [[np.float32(c["noise"][0]) * np.float32(u) for u in c["noise"][1]] for c in cases]
             np.testing.assert_array_equal(noise.flatten(1)[:, :9].cpu().numpy(), np.array(wanted, dtype=np.float32))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_stored_noise_on_the_way_through_normalise(stored, device, fused):
+    """Of zeros: the noise alone, whichever backend adds it."""
+    dispatch.use_fused(fused)
+    for (seed, epoch), cases in by_run(stored["cases"]):
+        log_mel = torch.zeros(len(cases), 5, 7, device=device)
+        noise = kernels.normalise(log_mel, 0.0, 0.5, (seed, epoch, tickets_of(cases, device))).flatten(1)[:, :9]
+        wanted = [[np.float32(c["noise"][0]) * np.float32(u) for u in c["noise"][1]] for c in cases]
+        np.testing.assert_array_equal(noise.cpu().numpy(), np.array(wanted, dtype=np.float32))
 
 
 def test_stored_balanced_choices(stored):

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +11,23 @@ from oracles import fixture, needs_oracles, oracle
 from recordings import RECORDINGS, needs_recordings
 
 import kernels
-from fftp import FrontEnd, FrontEndSettings, RealFrontEnd
-from fftp.frontend import PRESETS, STATISTICS, Statistics
-from kernels import FbankSettings
-from kernels.fbank import reference
+from fftp import FrontEnd, FrontEndSettings
+from fftp.frontend import STATISTICS, Statistics
+from kernels import FbankSettings, dispatch
+from kernels.fbank import native, reference
 from kernels.fbank.reference import BLOCK, LOG_FLOOR, mel_matrix, window
 
 RATE = 16_000
+
+
+@pytest.fixture(params=["reference", "native"])
+def backend(request) -> str:
+    """What runs for float32 on the CPU; float64 is the reference's either way."""
+    if request.param == "native":
+        if reason := native.refuses():
+            pytest.skip(f"fbank=native: {reason}")
+        dispatch.use_fused(True)
+    return request.param
 
 
 def theirs(waveform, settings=None, **changed) -> torch.Tensor:
@@ -86,9 +95,10 @@ def their_filters(monkeypatch):
     return lambda filters: monkeypatch.setattr(reference, "mel_matrix", lambda settings: filters)
 
 
-def check_stored(wave, wanted64, their_filters, every=1):
+def check_stored(wave, wanted64, their_filters, backend, every=1):
     # The bounds hold for any processor's filters in float32, but 1e-9 for the same filters alone. Seen: 1.5e-11.
     off = (ours(wave)[::every].double() - wanted64).abs()
+    assert dispatch.in_use()["fbank"] == backend
     # Twice torchaudio's own worst float32 error (6e-3, in the sweep's nearly empty bins). Seen: 9.3e-3, mean 9e-5.
     assert float(off.max()) < 1.2e-2
     assert float(off.mean()) < 2e-4
@@ -98,18 +108,18 @@ def check_stored(wave, wanted64, their_filters, every=1):
 
 
 @pytest.mark.parametrize(("name", "every"), [("short", 1), ("sweep", 8)])
-def test_stored_clips(name, every, their_filters):
+def test_stored_clips(name, every, their_filters, backend):
     tensors = fixture("fbank")
-    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters, every)
+    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters, backend, every)
 
 
 @needs_oracles
 @pytest.mark.parametrize(
     "name", ["noise", "sweep", "dc", "impulse", "silence", "quiet_noise", "clipped", "short"]
 )  # fmt: skip
-def test_oracle_clips(name, their_filters):
+def test_oracle_clips(name, their_filters, backend):
     tensors = oracle("fbank")
-    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters)
+    check_stored(tensors[f"wave.{name}"], tensors[f"fbank64.{name}"], their_filters, backend)
 
 
 @needs_oracles
@@ -143,7 +153,7 @@ def test_stored_filters_are_the_oracles():
     assert torch.equal(stored_filters()[:, :256], oracle("fbank")["mel_banks"])
 
 
-def test_empty_filter_and_silence_are_at_the_floor():
+def test_empty_filter_and_silence_are_at_the_floor(backend):
     log_mel = ours(torch.zeros(RATE))
     assert (log_mel == math.log(LOG_FLOOR)).all()
     assert ours(noise(RATE).float())[:, 3].unique().tolist() == pytest.approx([-15.942385], abs=1e-6)
@@ -152,11 +162,12 @@ def test_empty_filter_and_silence_are_at_the_floor():
 # torchaudio ---------------------------------------------------------------------------------------------------------
 
 
-def check_against_torchaudio(waveform, their_filters, settings=None):
+def check_against_torchaudio(waveform, their_filters, backend, settings=None):
     """float32 at most twice torchaudio's own float32 error, plus 1e-4; float64 with the same filters to 1e-9."""
     exact = theirs(waveform.double(), settings)
     allowed = 2 * float((theirs(waveform.float(), settings).double() - exact).abs().max()) + 1e-4
     error = float((ours(waveform.float(), settings).double() - exact).abs().max())
+    assert dispatch.in_use()["fbank"] == backend
     assert error <= allowed, f"{error} > {allowed}"
     their_filters(torchaudios_filters(settings or FbankSettings()))
     # The oracles' bound. Seen: 1.1e-11 (sweep), 4e-12 on recordings.
@@ -170,8 +181,8 @@ def torchaudios_filters(settings):
 
 
 @pytest.mark.parametrize("name", signals())
-def test_torchaudio_on_signals(name, their_filters):
-    check_against_torchaudio(signals()[name], their_filters)
+def test_torchaudio_on_signals(name, their_filters, backend):
+    check_against_torchaudio(signals()[name], their_filters, backend)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +197,11 @@ def test_torchaudio_on_signals(name, their_filters):
     ],
     ids=["8k-40", "22k-64", "32k-128", "44k-80", "band", "long-frame"],
 )
-def test_torchaudio_at_other_settings(settings, their_filters):
+def test_torchaudio_at_other_settings(settings, their_filters, backend):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_against_torchaudio(noise(settings.sample_rate // 2 + 17, seed=5), their_filters, settings)
+        waveform = noise(settings.sample_rate // 2 + 17, seed=5)
+        check_against_torchaudio(waveform, their_filters, backend, settings)
 
 
 def recordings() -> list:
@@ -201,13 +213,13 @@ def recordings() -> list:
 
 @needs_recordings
 @pytest.mark.parametrize("path", recordings(), ids=lambda p: p.stem)
-def test_torchaudio_on_real_recordings(path, their_filters):
+def test_torchaudio_on_real_recordings(path, their_filters, backend):
     import soundfile
     import soxr
 
     samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
     waveform = torch.tensor(soxr.resample(samples[:, 0], rate, RATE))
-    check_against_torchaudio(waveform.float().double(), their_filters)
+    check_against_torchaudio(waveform.float().double(), their_filters, backend)
 
 
 @needs_recordings
@@ -311,7 +323,7 @@ def test_frames_and_samples():
 # Front end ------------------------------------------------------------------------------------------------------------
 
 
-def test_normalise_and_what_padding_and_silence_become():
+def test_normalise_and_what_padding_and_silence_become(backend):
     """PAPER_NOTES 2.2: padding +0.4670 and +0.6150, silence -1.2776 and -0.8172 after normalisation."""
     for name, padding, silence in (("audioset", 0.4670, -1.2776), ("speechcommands", 0.6150, -0.8172)):
         mean, std = STATISTICS[name]
@@ -375,109 +387,3 @@ def test_statistics_over_valid_frames_only():
 def test_refused(given, message):
     with pytest.raises(ValueError, match=message):
         kernels.fbank(**given)
-
-
-# Without complex numbers --------------------------------------------------------------------------------------------
-
-SPEECH = PRESETS["ast-speechcommands"]
-# Largest difference of the log-mel. Seen: 1.1e-4, 1.3e-6, 0, 0, 2.1e-5, 7.7e-3 and 1.9e-3, in nearly empty bands that the
-# FFT renders no better (its own error in the sweep is 8.1e-3); times two, or one unit of float32 at 16.
-REAL = {
-    "white noise": 2.2e-4, "quiet noise": 3e-6, "silence": 1e-6, "dc": 1e-6, "impulse": 4.2e-5, "sweep": 1.6e-2,
-    "full-scale sine": 3.8e-3,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_front_end_is_the_front_end(name, device):
-    wave = signals()[name].float()[None].to(device)
-    front, real = FrontEnd(SPEECH), RealFrontEnd(SPEECH).to(device)
-    exact, plain, got = front(wave.double()), front(wave), real(wave)
-    assert got.shape == (1, 128, 128)
-    assert got.dtype == torch.float32
-    assert float((got - plain).abs().max()) * 2 * SPEECH.std <= REAL[name]
-    # And as good a rendering of float64, in the mean. Seen: at most 1.6 times the FFT's error, in the sine.
-    assert float((got - exact).abs().mean()) <= 2 * float((plain - exact).abs().mean())
-
-
-@pytest.mark.parametrize(
-    ("changed", "W"),
-    [
-        ({"T": 60}, 16_000),
-        ({"fit": "resize"}, 16_000),
-        ({"fit": "resize", "T": 37}, 9_999),
-        ({"T": 5}, 400),
-        ({"fbank": FbankSettings(sample_rate=22_050, n_mels=64, frame_ms=30.0, hop_ms=7.5, preemphasis=0.9)}, 16_000),
-    ],
-    ids=["cut", "stretched", "shrunk", "one window", "other settings"],
-)
-def test_real_front_end_in_other_shapes(changed, W):
-    settings = replace(SPEECH, **changed)
-    wave = noise(3, W).float()
-    got, plain = RealFrontEnd(settings, W)(wave), FrontEnd(settings)(wave)
-    assert got.shape == (3, settings.T, settings.F)
-    # In normalised units, of noise. Seen: 2.6e-5, times four.
-    torch.testing.assert_close(got, plain, rtol=0, atol=1e-4)
-
-
-def test_real_front_end_refuses():
-    with pytest.raises(ValueError, match="at least one window of 400 samples, got 399"):
-        RealFrontEnd(SPEECH, 399)
-    for shape in ((16_000,), (1, 15_999), (1, 1, 16_000)):
-        with pytest.raises(ValueError, match=r"waveform is \(B, 16000\)"):
-            RealFrontEnd(SPEECH)(torch.zeros(shape))
-    assert not RealFrontEnd(SPEECH).state_dict()  # constants are no weights: checkpoints of a whole stay as they are
-
-
-@pytest.mark.parametrize("fit", ["pad", "resize"])
-def test_real_front_end_exports_with_a_dynamic_batch(fit):
-    real = RealFrontEnd(replace(SPEECH, fit=fit))
-    batch = torch.export.Dim("B", min=1, max=1024)
-    exported = torch.export.export(real, (noise(2, 16_000).float(),), dynamic_shapes=({0: batch},))
-    assert not any(
-        "complex" in str(node.meta.get("val", "")) or "fft" in str(node.target) for node in exported.graph.nodes
-    )
-    for B in (1, 2, 7):
-        wave = noise(B, 16_000, seed=B).float()
-        # The same operations on the same tensors.
-        torch.testing.assert_close(exported.module()(wave), real(wave), rtol=0, atol=1e-6)
-
-
-def test_real_front_end_in_onnx(tmp_path):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"exporting to ONNX and running it needs {package}.")
-    import onnxruntime
-
-    real = RealFrontEnd(SPEECH)
-    path = tmp_path / "front_end.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of its own parts
-        shapes = ({0: torch.export.Dim("B", min=1, max=1024)},)
-        torch.onnx.export(real, (noise(2, 16_000).float(),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    session = onnxruntime.InferenceSession(path)
-    (name,) = (given.name for given in session.get_inputs())
-    for B in (1, 5):
-        wave = noise(B, 16_000, seed=B).float()
-        (got,) = session.run(None, {name: wave.numpy()})
-        # In normalised units, of noise; the order of sums is the runtime's. Seen: 1.2e-5, times eight.
-        torch.testing.assert_close(torch.from_numpy(got), real(wave), rtol=0, atol=1e-4)
-
-
-# Presets --------------------------------------------------------------------------------------------------------------
-
-
-def test_presets_are_what_was_published():
-    shapes = {name: (s.T, s.F, s.clip_samples, s.mean, s.std, s.fit) for name, s in PRESETS.items()}
-    audioset, esc50, words = (-4.2677393, 4.5689974), (-6.6268077, 5.358466), (-6.845978, 5.5654526)
-    assert shapes == {
-        "ast-audioset": (1024, 128, 160_000, *audioset, "pad"),
-        "ast-esc50": (512, 128, 80_000, *esc50, "pad"),
-        "ast-speechcommands": (128, 128, 16_000, *words, "pad"),
-        "aum-audioset": (1024, 128, 160_000, *audioset, "pad"),
-        "aum-speechcommands": (128, 128, 16_000, *words, "pad"),
-        "fftp-audioset": (1000, 128, 160_000, *audioset, "pad"),
-        "fftp-speechcommands": (128, 128, 16_000, *words, "pad"),
-    }
-    # PAPER_NOTES 2.2: frames of sound in 10 s, 5 s and 1 s.
-    frames = {s.clip_samples: s.fbank.frames(s.clip_samples) for s in PRESETS.values()}
-    assert frames == {160_000: 998, 80_000: 498, 16_000: 98}

@@ -2,7 +2,8 @@
 
    Equations: reference.py, and kernels/philox.py for the noise. Frames of one clip lie side by side in a vector's lanes,
    so that a transform is plain scalar code on vectors, and a frame meets the same operations in the same order whatever
-   else is in the batch. */
+   else is in the batch. Until the logarithm all is double: in float32 a transform's rounding shows in nearly empty bins,
+   by luck 4e-3 in one clip and 1e-5 in the next, and costs more accuracy than double costs time. */
 
 #include <stdint.h>
 
@@ -24,7 +25,8 @@
 struct fbank {
     int64_t batch, W, stride_b, T, F, frame, hop, half, most_frames;
     double preemphasis;
-    const float *waveform, *window, *twiddle, *weights;
+    const float *waveform;
+    const double *window, *twiddle, *weights;
     const int64_t *length, *roll, *place, *first, *count, *from;
     float *out;
 };
@@ -63,8 +65,9 @@ static const body FBANK[SETS] = EACH(fbank), NORMALISE[SETS] = EACH(normalise);
 int64_t fftp_fbank(const struct fbank *w, int64_t set, int64_t threads, parallel region)
 {
     const int64_t lanes = LANES_OF[set], parts = (w->T + TASK_FRAMES - 1) / TASK_FRAMES;
-    const int64_t rows = w->hop < w->frame ? w->hop : w->frame, pitch = lanes + (w->frame - 1) / w->hop;
-    return run_all(FBANK[set], w, w->batch * parts, (3 * w->half + w->F) * lanes + rows * pitch, threads, region);
+    const int64_t rows = w->hop < w->frame ? w->hop : w->frame, pitch = lanes / 2 + (w->frame - 1) / w->hop;
+    const int64_t floats = 3 * w->half * lanes + round_up(w->F * lanes / 2, lanes) + rows * pitch;
+    return run_all(FBANK[set], w, w->batch * parts, floats, threads, region);
 }
 
 int64_t fftp_normalise(const struct normalise *w, int64_t set, int64_t threads, parallel region)

@@ -61,9 +61,9 @@ def _tables(settings: FbankSettings) -> dict[str, torch.Tensor]:
     first = torch.where(used.any(1), used.int().argmax(1), 0)
     spans = zip(filters, first.tolist(), count.tolist(), strict=True)
     return {
-        "window": (reference.window(settings, torch.float64) / 2).float(),
-        "twiddle": torch.stack([angle.cos(), -angle.sin()], 1).float(),
-        "weights": torch.cat([row[a : a + k] for row, a, k in spans]).contiguous(),
+        "window": reference.window(settings, torch.float64) / 2,
+        "twiddle": torch.stack([angle.cos(), -angle.sin()], 1),
+        "weights": torch.cat([row[a : a + k] for row, a, k in spans]).double(),
         "place": 2 * reversed_pair + n % 2,
         "first": first,
         "count": count,

@@ -3,13 +3,16 @@
 #define VEC NAME(vec)
 #define INTS NAME(ints)
 #define WIDE NAME(wide)
+#define DOUBLES NAME(doubles)
+#define FRAMES (LANES / 2) /* side by side */
 #define FN static inline __attribute__((always_inline, unused))
 
 typedef float VEC __attribute__((vector_size(4 * LANES)));
 typedef int32_t INTS __attribute__((vector_size(4 * LANES)));
-typedef uint32_t NAME(uints) __attribute__((vector_size(4 * LANES)));
 typedef uint64_t WIDE __attribute__((vector_size(4 * LANES)));
-typedef float NAME(loose) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef double DOUBLES __attribute__((vector_size(4 * LANES)));
+typedef float NAME(halves) __attribute__((vector_size(2 * LANES)));
+typedef float NAME(loose_halves) __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 
 /* -- arithmetic of lanes ------------------------------------------------------------------------------------------- */
 
@@ -38,13 +41,18 @@ FN VEC NAME(log_of)(VEC x)
 
 /* -- frames -------------------------------------------------------------------------------------------------------- */
 
-/* Frames t .. t + LANES - 1, each without its mean, pre-emphasised and tapered, in the order of the transform's input.
+FN DOUBLES NAME(twice)(const float *from)
+{
+    return __builtin_convertvector((NAME(halves)) * (const NAME(loose_halves) *)from, DOUBLES);
+}
+
+/* FRAMES frames from t on, each without its mean, pre-emphasised and tapered, in the order of the transform's input.
 
    Sample n of frame t is sample n mod hop of frame t + n / hop: turned[m][j], sample m of frame t + j, is one clip's
-   stretch turned once, and a vector of samples is LANES neighbours in it. */
-FN void NAME(prepare)(const struct fbank *w, const float *wave, int64_t t, VEC *z, float *turned)
+   stretch turned once, and a vector of samples is FRAMES neighbours in it. */
+FN void NAME(prepare)(const struct fbank *w, const float *wave, int64_t t, DOUBLES *z, float *turned)
 {
-    const int64_t hop = w->hop, frame = w->frame, rows = hop < frame ? hop : frame, pitch = LANES + (frame - 1) / hop;
+    const int64_t hop = w->hop, frame = w->frame, rows = hop < frame ? hop : frame, pitch = FRAMES + (frame - 1) / hop;
     const float *from = wave + t * hop;
     const int64_t left = w->W - t * hop;
     if ((pitch - 1) * hop + rows <= left)
@@ -56,44 +64,41 @@ FN void NAME(prepare)(const struct fbank *w, const float *wave, int64_t t, VEC *
             for (int64_t j = 0; j < pitch; j++)
                 turned[m * pitch + j] = j * hop + m < left ? from[j * hop + m] : 0.0f;
 
-    VEC sum[4] = {{0}}; /* chains as short as a sum in pairs' need to be for the mean's rounding not to show */
+    DOUBLES sum[4] = {{0}}; /* four at a time, so that no addition waits for the one before */
     for (int64_t n = 0, m = 0, q = 0; n < frame; n++, m++) {
         if (m == hop)
             m = 0, q++;
-        sum[n & 3] += (VEC) * (const NAME(loose) *)(turned + m * pitch + q);
+        sum[n & 3] += NAME(twice)(turned + m * pitch + q);
     }
-    const VEC mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (float)frame;
-    const VEC minus = NAME(all)(-(float)w->preemphasis);
-    VEC before = {0};
+    const DOUBLES mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (double)frame;
+    DOUBLES before = NAME(twice)(turned) - mean; /* Kaldi repeats the first sample in front of the frame */
     for (int64_t n = 0, m = 0, q = 0; n < frame; n++, m++) {
         if (m == hop)
             m = 0, q++;
-        VEC x = (VEC) * (const NAME(loose) *)(turned + m * pitch + q) - mean;
-        VEC y = n ? FUSED(minus, before, x) : x * (float)(1.0 - w->preemphasis);
-        z[w->place[n]] = y * w->window[n];
+        DOUBLES x = NAME(twice)(turned + m * pitch + q) - mean;
+        z[w->place[n]] = (x - before * w->preemphasis) * w->window[n];
         before = x;
     }
     for (int64_t n = frame; n < 2 * w->half; n++)
-        z[w->place[n]] = NAME(all)(0.0f);
+        z[w->place[n]] = (DOUBLES){0};
 }
 
 /* Four points h apart, at z[0], z[2 h], z[4 h] and z[6 h], from transforms of h points to one of 4 h. turn: the twiddles
-   of the second, third and fourth point, cos and -sin each; 1 where plain. */
-FN void NAME(butterfly)(VEC *z, int64_t h, const float *turn, int plain)
+   of the second, third and fourth point, cos and -sin each; all 1 where plain. */
+FN void NAME(butterfly)(DOUBLES *z, int64_t h, const double *turn, int plain)
 {
-    VEC re[4], im[4];
+    DOUBLES re[4], im[4];
     for (int i = 0; i < 4; i++) {
         re[i] = z[2 * i * h];
         im[i] = z[2 * i * h + 1];
     }
-    /* In bit-reversed order the second transform belongs to the samples two further on, the third to those one further. */
     for (int i = 1; i < 4 && !plain; i++) {
-        VEC c = NAME(all)(turn[2 * i - 2]), s = NAME(all)(turn[2 * i - 1]), x = re[i];
-        re[i] = FUSED(x, c, -(im[i] * s));
-        im[i] = FUSED(x, s, im[i] * c);
+        DOUBLES c = (DOUBLES){0} + turn[2 * i - 2], s = (DOUBLES){0} + turn[2 * i - 1], x = re[i];
+        re[i] = FUSED2(x, c, -(im[i] * s));
+        im[i] = FUSED2(x, s, im[i] * c);
     }
-    VEC even_re = re[0] + re[1], even_im = im[0] + im[1], odd_re = re[0] - re[1], odd_im = im[0] - im[1];
-    VEC sum_re = re[2] + re[3], sum_im = im[2] + im[3], gap_re = re[2] - re[3], gap_im = im[2] - im[3];
+    DOUBLES even_re = re[0] + re[1], even_im = im[0] + im[1], odd_re = re[0] - re[1], odd_im = im[0] - im[1];
+    DOUBLES sum_re = re[2] + re[3], sum_im = im[2] + im[3], gap_re = re[2] - re[3], gap_im = im[2] - im[3];
     z[0] = even_re + sum_re;
     z[1] = even_im + sum_im;
     z[2 * h] = odd_re + gap_im;
@@ -105,13 +110,13 @@ FN void NAME(butterfly)(VEC *z, int64_t h, const float *turn, int plain)
 }
 
 /* The transform of half complex points in bit-reversed order (real and imaginary vector each), in place. */
-FN void NAME(transform)(const struct fbank *w, VEC *z)
+FN void NAME(transform)(const struct fbank *w, DOUBLES *z)
 {
     const int64_t points = w->half;
     int64_t h = 4;
     if (__builtin_ctzll((uint64_t)points) & 1) { /* an odd power of two */
         for (int64_t i = 0; i < points; i += 2) {
-            VEC re = z[2 * i + 2], im = z[2 * i + 3];
+            DOUBLES re = z[2 * i + 2], im = z[2 * i + 3];
             z[2 * i + 2] = z[2 * i] - re;
             z[2 * i + 3] = z[2 * i + 1] - im;
             z[2 * i] += re;
@@ -124,29 +129,46 @@ FN void NAME(transform)(const struct fbank *w, VEC *z)
     }
     for (; h < points; h *= 4)
         for (int64_t j = 0; j < h; j++) {
-            const float *by = w->twiddle;
+            const double *by = w->twiddle;
             const int64_t k = j * (points / (2 * h)); /* 2 pi j / (4 h) in twiddles of 2 points */
-            const float turn[6] = {by[4 * k], by[4 * k + 1], by[2 * k], by[2 * k + 1], by[6 * k], by[6 * k + 1]};
+            /* In bit-reversed order the second transform is of the samples two further on, the third of the next ones. */
+            const double turn[6] = {by[4 * k], by[4 * k + 1], by[2 * k], by[2 * k + 1], by[6 * k], by[6 * k + 1]};
             for (int64_t i = j; i < points; i += 4 * h)
                 NAME(butterfly)(z + 2 * i, h, turn, 0);
         }
 }
 
 /* |bins 0 .. half - 1|^2 of the real transform, from that of the even samples and i times the odd ones. */
-FN void NAME(powers)(const struct fbank *w, const VEC *z, VEC *power)
+FN void NAME(powers)(const struct fbank *w, const DOUBLES *z, DOUBLES *power)
 {
     const int64_t half = w->half;
-    VEC sum = 2.0f * (z[0] + z[1]);
+    DOUBLES sum = 2.0 * (z[0] + z[1]);
     power[0] = sum * sum;
     for (int64_t k = 1; k <= half / 2; k++) {
-        const VEC *a = z + 2 * k, *b = z + 2 * (half - k);
-        VEC even_re = a[0] + b[0], even_im = a[1] - b[1], re = a[1] + b[1], im = b[0] - a[0]; /* the odd ones' */
-        VEC c = NAME(all)(w->twiddle[2 * k]), s = NAME(all)(w->twiddle[2 * k + 1]);
-        VEC turned_re = FUSED(re, c, -(im * s)), turned_im = FUSED(re, s, im * c);
-        VEC low_re = even_re + turned_re, low_im = even_im + turned_im;
-        VEC high_re = even_re - turned_re, high_im = even_im - turned_im;
-        power[half - k] = FUSED(high_re, high_re, high_im * high_im);
-        power[k] = FUSED(low_re, low_re, low_im * low_im);
+        const DOUBLES *a = z + 2 * k, *b = z + 2 * (half - k);
+        DOUBLES even_re = a[0] + b[0], even_im = a[1] - b[1], odd_re = a[1] + b[1], odd_im = b[0] - a[0];
+        DOUBLES c = (DOUBLES){0} + w->twiddle[2 * k], s = (DOUBLES){0} + w->twiddle[2 * k + 1];
+        DOUBLES re = FUSED2(odd_re, c, -(odd_im * s)), im = FUSED2(odd_re, s, odd_im * c);
+        DOUBLES low_re = even_re + re, low_im = even_im + im, high_re = even_re - re, high_im = even_im - im;
+        power[half - k] = FUSED2(high_re, high_re, high_im * high_im);
+        power[k] = FUSED2(low_re, low_re, low_im * low_im);
+    }
+}
+
+/* Logarithms of the filters' energies, `[F, FRAMES]`. */
+FN void NAME(logarithms)(const struct fbank *w, const DOUBLES *power, float *mel)
+{
+    const DOUBLES nothing = 0.0 * power[0]; /* NaN where the frame has one, so that it shows in empty filters too */
+    for (int64_t f = 0; f < w->F; f++) {
+        const double *weights = w->weights + w->from[f];
+        DOUBLES energy = nothing;
+        for (int64_t k = 0; k < w->count[f]; k++)
+            energy = FUSED2((DOUBLES){0} + weights[k], power[w->first[f] + k], energy);
+        *(NAME(halves) *)(mel + f * FRAMES) = __builtin_convertvector(energy, NAME(halves));
+    }
+    for (int64_t i = 0; i < w->F * FRAMES; i += LANES) {
+        VEC energy = *(VEC *)(mel + i);
+        *(VEC *)(mel + i) = NAME(log_of)(NAME(pick)(energy < 0x1p-23f, NAME(all)(0x1p-23f), energy));
     }
 }
 
@@ -159,27 +181,19 @@ static void NAME(fbank)(const void *job, int64_t task, float *scratch)
     if (valid > w->most_frames)
         valid = w->most_frames;
     const int64_t roll = w->roll ? (w->roll[b] % T + T) % T : 0;
-    VEC *z = (VEC *)scratch, *power = z + 2 * w->half, *mel = power + w->half;
-    float *turned = (float *)(mel + F), *out = w->out + b * T * F;
+    DOUBLES *z = (DOUBLES *)scratch, *power = z + 2 * w->half;
+    float *mel = (float *)(power + w->half), *turned = mel + round_up(F * FRAMES, LANES), *out = w->out + b * T * F;
 
     int64_t t = begin;
-    for (; t < end && t < valid; t += LANES) {
+    for (; t < end && t < valid; t += FRAMES) {
         NAME(prepare)(w, w->waveform + b * w->stride_b, t, z, turned);
         NAME(transform)(w, z);
         NAME(powers)(w, z, power);
-        const VEC nothing = 0.0f * power[0]; /* NaN where the frame has one, so that it shows in empty filters too */
-        for (int64_t f = 0; f < F; f++) {
-            const float *weights = w->weights + w->from[f];
-            VEC energy = nothing;
-            for (int64_t k = 0; k < w->count[f]; k++)
-                energy = FUSED(NAME(all)(weights[k]), power[w->first[f] + k], energy);
-            mel[f] = NAME(log_of)(NAME(pick)(energy < 0x1p-23f, NAME(all)(0x1p-23f), energy));
-        }
-        const float *columns = (const float *)mel;
-        for (int64_t lane = 0; lane < LANES && t + lane < end && t + lane < valid; lane++) {
-            float *row = out + (t + lane + roll) % T * F;
+        NAME(logarithms)(w, power, mel);
+        for (int64_t j = 0; j < FRAMES && t + j < end && t + j < valid; j++) {
+            float *row = out + (t + j + roll) % T * F;
             for (int64_t f = 0; f < F; f++)
-                row[f] = columns[f * LANES + lane];
+                row[f] = mel[f * FRAMES + j];
         }
     }
     for (t = valid > begin ? valid : begin; t < end; t++)
@@ -247,4 +261,6 @@ static void NAME(normalise)(const void *job, int64_t task, float *scratch)
 #undef VEC
 #undef INTS
 #undef WIDE
+#undef DOUBLES
+#undef FRAMES
 #undef FN
