@@ -61,7 +61,19 @@ def test_flags_in_code_spans_exist(path):
         "--rehearse",
     }
     known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
-    other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
+    other = {
+        "--file",
+        "--checkpoint",
+        "--json",
+        "--embeddings",
+        "--split",
+        "--gpu",
+        "--slow",
+        "--markdown",
+        "--inplace",
+        "--check",
+        "--help",
+    }
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
     assert named <= known | other, named - known - other

@@ -236,7 +236,9 @@ def test_the_libraries_build_from_these_sources(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for path in (
-        p for folder in ("kernels", "kernels/fbank", "kernels/waveform") for p in (ROOT / folder).glob("*.[ch]")
+        p
+        for folder in ("kernels", "kernels/fbank", "kernels/waveform", "kernels/selective_scan")
+        for p in (ROOT / folder).glob("*.[ch]")
     ):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

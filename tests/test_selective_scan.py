@@ -1,10 +1,6 @@
 """The scan and the causal convolution: each backend against float64, forward and gradients by name."""
 
 import functools
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +10,6 @@ import kernels
 from kernels import native as shared
 from kernels.selective_scan import blocked, native
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "A_backward"]
 needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"the native kernels: {native.refuses()}.")
 LEVELS = range(native.LIBRARY._set() + 1) if native.refuses() is None else ()  # the instruction sets of this processor
@@ -191,24 +186,6 @@ def test_the_native_exponential_is_exact_where_it_has_to_be(monkeypatch):
     z, u = torch.full((1, L, E), 30.0), torch.ones(1, L, E)
     y = kernels.selective_scan(u, delta, -torch.ones(E, 16), B, C, torch.zeros(E), z, bias) / 30.0
     assert torch.equal(y[:, 1:], y[:, :1].expand(-1, L - 1, -1))
-
-
-def test_the_native_kernels_are_built_where_there_is_a_compiler(tmp_path):
-    """setup.py builds the library from a copy of the sources, and a process that finds it uses it."""
-    if shutil.which("cc") is None and shutil.which("gcc") is None:
-        pytest.skip("there is no C compiler here.")
-    copied = shutil.copytree(
-        ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    where = {"cwd": tmp_path, "capture_output": True, "text": True}
-    asked = [sys.executable, "-c", "from kernels.selective_scan import native as n; print(n.refuses())"]
-    assert "setup.py build_ext --inplace" in subprocess.run(asked, check=True, **where).stdout
-    built = subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], **where)
-    assert list(copied.glob("selective_scan/_native*")), built.stdout + built.stderr
-    assert "warning" not in built.stderr.lower().replace("setuptoolsdeprecationwarning", ""), built.stderr
-    assert subprocess.run(asked, check=True, **where).stdout.strip() == "None"
 
 
 @pytest.mark.parametrize("clips", [1, 2, 5])
