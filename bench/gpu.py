@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from bench import collect, measure
+from bench.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.5
@@ -35,7 +36,6 @@ TESTS = (
     "test_ast_model.py test_aum_model.py",
     "test_fbank.py",
 )
-SHARES = {"patch_embed": 0.4, "spec_mask": 0.1, "selective_scan": 0.4, "fbank": 0.1}  # of the benchmark's time
 TRAINING = {
     "data": "synth", "model": "ast", "size": "tiny", "depth": 4, "augment": "specmask", "time_stride": 4,
     "epochs": 3, "batch_size": 32, "synth_train": 2000, "fused": True, "warmup_epochs": 0.5,
@@ -114,8 +114,8 @@ def _ended(process, deadline):
 
 def benchmark(environment: dict[str, str], wanted: argparse.Namespace, ends: float) -> list[str]:
     """Every part for its share of the time that is left. Returns the parts with wrong rows."""
-    faults, shares = [], dict(SHARES)
-    for part in SHARES:
+    faults, shares = [], {name: part.gpu_share for name, part in PARTS.items()}
+    for part in PARTS:
         left = ends - time.monotonic()
         seconds = left * shares[part] / sum(shares.values())
         shares.pop(part)

@@ -6,17 +6,12 @@ import sys
 from pathlib import Path
 
 from bench import measure
+from bench.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
-PARTS = {
-    "patch_embed": "Patch embedding",
-    "spec_mask": "SpecMask, drawn and painted",
-    "fbank": "Front end: waveform to log-mel",
-    "selective_scan": "AuM's scan, both directions",
-}
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
 NAMES = {"ast": "AST", "aum": "AuM"}
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
@@ -70,7 +65,7 @@ def _percent(group: list[dict], name: str) -> str:
 
 def performance(folder: Path = measure.RESULTS) -> str:
     """A table for each part and machine, of the newest line of each case."""
-    return "\n\n".join(f"## {title}\n\n{_part(measure.lines(part, folder))}" for part, title in PARTS.items())
+    return "\n\n".join(f"## {part.title}\n\n{_part(measure.lines(name, folder))}" for name, part in PARTS.items())
 
 
 def _part(rows: list[dict]) -> str:

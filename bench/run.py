@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 
 from bench import measure
+from bench.parts import PARTS
 from train import machine
-
-PARTS = ("patch_embed", "spec_mask", "fbank", "selective_scan")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts alone")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--first", type=int, metavar="N", help="the first N rows of each part")
     parser.add_argument("--seconds", type=float, metavar="N", help="start no row of a part after so many seconds")

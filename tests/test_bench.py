@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import gpu, measure, run
+from bench.parts import PARTS
 from tests import runs
 
 
@@ -72,7 +73,7 @@ def test_rows_that_are_there_are_not_measured_again(capsys, monkeypatch, tmp_pat
     assert [line["case"]["n"] for line in measure.lines("spec_mask", tmp_path)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("part", run.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_has_rows_that_are_right(part, device):
     """The first row's own check, on this device; timing is for `make bench`."""
     row = next(importlib.import_module(f"bench.bench_{part}").cases(device))
@@ -114,4 +115,4 @@ def test_wheels_beside_the_project_are_importable(tmp_path, monkeypatch):
 def test_the_rehearsal(capfd, tmp_path):
     assert gpu.main(["--rehearse", "--minutes", "4", "--results", str(tmp_path)]) == 0
     assert "0 of the stages had something wrong" in capfd.readouterr().out
-    assert {path.stem for path in tmp_path.iterdir()} == {*run.PARTS, "train"}
+    assert {path.stem for path in tmp_path.iterdir()} == {*PARTS, "train"}

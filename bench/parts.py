@@ -1,0 +1,22 @@
+"""The parts of the benchmark, in the order of their worth: what `bench.run`, `bench.report` and `bench.gpu` read.
+
+`bench/bench_NAME.py` holds a part's rows: `cases(device)` yields them, the ones that are worth most first.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """title: of its section in docs/PERFORMANCE.md. gpu_share: its weight where `make gpu` divides its time."""
+
+    title: str
+    gpu_share: float
+
+
+PARTS = {
+    "patch_embed": Part(title="Patch embedding", gpu_share=4),
+    "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=1),
+    "selective_scan": Part(title="AuM's scan, both directions", gpu_share=4),
+    "fbank": Part(title="Front end: waveform to log-mel", gpu_share=1),
+}
