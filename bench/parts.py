@@ -15,8 +15,12 @@ class Part:
 
 
 PARTS = {
+    "table3": Part(title="Table III of the paper, put right", gpu_share=6),
     "patch_embed": Part(title="Patch embedding", gpu_share=4),
     "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=1),
     "selective_scan": Part(title="AuM's scan, both directions", gpu_share=4),
     "fbank": Part(title="Front end: waveform to log-mel", gpu_share=1),
+    "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
+    "encoder": Part(title="The encoder's blocks alone", gpu_share=3),
+    "scale": Part(title="Cost as work grows", gpu_share=2),
 }

@@ -68,6 +68,8 @@ def row_of(line: dict) -> str:
     text = f"{line['part']} {' '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in line['case'].items())}"
     if not line["correct"]:
         return f"{text}: WRONG, not timed"
+    if "figures" in line:
+        return f"{text}: {said(line['figures'])}"
     ours = line["ours"]
     text += f": {ours['backend']} {ours['ms']:.4g} ms (spread {100 * ours['spread']:.0f} %)"
     if "share" in line:
@@ -77,6 +79,17 @@ def row_of(line: dict) -> str:
     for name, reason in line.get("left_out", {}).items():
         text += f"; {name} left out: {reason}"
     return text
+
+
+def said(figures: dict) -> str:
+    """Figures, those within figures in brackets, in four digits."""
+    texts = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            texts.append(f"{name} ({said(value)})")
+        else:
+            texts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(texts)
 
 
 if __name__ == "__main__":
