@@ -26,7 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, metavar="N", help="start no row of a part after so many seconds")
     parser.add_argument("--missing", action="store_true", help="leave out rows that this commit and machine have")
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the lines")
+    parser.add_argument(
+        "--told", action="store_true", help="get ready, then read --seconds from a line of standard input (bench.gpu)"
+    )
     wanted = parser.parse_args(arguments)
+    if wanted.told:
+        for part in wanted.only:
+            importlib.import_module(f"bench.bench_{part}")
+        wanted.seconds = float(sys.stdin.readline())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.device == "cuda" and device == "cpu":
         print("error: --device cuda: this machine has no GPU that torch can use; take --device cpu.", file=sys.stderr)
