@@ -46,10 +46,11 @@ def config(model: str, size: str, grid: PatchGrid, depth: int | None = None):
 
 
 def build(model: str, size: str, grid: PatchGrid, device: str, depth: int | None = None) -> torch.nn.Module:
-    """The model for inference, with fresh weights, always the same."""
+    """The model for inference, with fresh weights, always the same on a device."""
     torch.manual_seed(0)
     given = config(model, size, grid, depth)
-    return {"ast": ast_model.AST, "aum": aum_model.AuM}[model](given).to(device).eval()
+    with torch.device(device):  # weights are drawn where they stay
+        return {"ast": ast_model.AST, "aum": aum_model.AuM}[model](given).eval()
 
 
 def forward(network: torch.nn.Module, log_mel: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

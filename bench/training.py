@@ -22,7 +22,7 @@ from train.data.pack import pack
 from train.settings import Settings
 
 SECONDS = 10
-BATCH = {"cpu": 8, "cuda": 32}  # the paper's is 32
+BATCH = {"cpu": 4, "cuda": 32}  # the paper's is 32
 STEPS = {"cpu": 2, "cuda": 12}  # of an epoch
 LABELS_A_CLIP = 2
 # The paper's AudioSet runs: section IV-A; SpecAugment's sizes beside square patches are AST's.

@@ -128,7 +128,7 @@ def test_peak_memory():
     found = memory.peak(call, "cpu")
     if found is None:
         pytest.skip("this system does not tell a process's peak")
-    assert 64 << 20 <= found < 80 << 20
+    assert 60 << 20 <= found < 80 << 20  # the system counts pages in batches
     assert memory.peak(lambda: None, "cpu") < 8 << 20
 
 
