@@ -160,9 +160,7 @@ def shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     if size() == 1:
         return model
     devices = [device] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def lost(error: BaseException) -> bool:
