@@ -89,7 +89,7 @@ def test_two_processes_of_torchrun_make_the_run_of_one(one, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert_same_run(out, one)
     assert ended.stdout.count("test (19 clips") == 1  # one process speaks
-    assert "a step of 21 clips over 2 processes" in ended.stdout
+    assert "a step: 21 clips over 2 processes" in ended.stdout
     assert runs.result(out)["processes"] == 2
     assert runs.result(one)["processes"] == 1
     assert json.loads((out / "settings.json").read_text())["resolved"]["processes"] == 2
@@ -100,7 +100,7 @@ def test_two_processes_of_torchrun_make_the_run_of_one(one, tmp_path):
 def test_micro_batches_add_up_to_the_batch(one, tmp_path, capsys, parts):
     ended = runs.run(capsys, *FLAGS, "--accumulate", parts, "--out", tmp_path)
     assert ended.code == 0, ended.err
-    assert f"a step of 21 clips in {parts} micro-batches" in ended.out
+    assert f"a step: 21 clips in {parts} micro-batches" in ended.out
     assert_same_run(tmp_path, one)
 
 

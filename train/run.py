@@ -275,7 +275,8 @@ def announce(task: Task, packed: Pack) -> None:
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
     )
-    print(f"samples: {task.train.source}; {step_line(task)}")
+    print(f"samples: {task.train.source}")
+    print(step_line(task))
     if packed.skipped:
         print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
 
@@ -283,12 +284,12 @@ def announce(task: Task, packed: Pack) -> None:
 def step_line(task: Task) -> str:
     """How a step runs. Raises UserError where that cannot be had."""
     reason = graph.reason_against(task)
-    parts = [f"a step of {min(task.settings.batch_size, len(task.train))} clips"]
+    parts = [f"a step: {min(task.settings.batch_size, len(task.train))} clips"]
     if parallel.size() > 1:
         parts.append(f"over {parallel.size()} processes")
     if task.settings.accumulate > 1:
         parts.append(f"in {task.settings.accumulate} micro-batches")
-    return " ".join(parts) + (f" without a CUDA graph ({reason})" if reason else " as one CUDA graph")
+    return " ".join(parts) + (f"; no CUDA graph: {reason}" if reason else "; one CUDA graph")
 
 
 def fit(task: Task) -> loop.Trainer:
