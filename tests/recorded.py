@@ -24,7 +24,7 @@ class Recorded:
     the host looks at a number.
     """
 
-    warm_up = 2
+    warm_up = 1
 
     def __init__(self, body: Callable[[], None]):
         self.body, self.calls, self.tape = body, 0, None

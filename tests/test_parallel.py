@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +138,47 @@ def test_what_one_process_cannot_do_ends_all_with_one_sentence(tmp_path):
     assert first.sentence == "only the second process sees this"
     assert (second.code, second.out, second.err) == (2, "", "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kill_under_torchrun_and_going_on_with_three_then_two(one, tmp_path):
+    """The first process dies in the first epoch, by a signal from outside; then one of three, in the second."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "train.run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    whole = subprocess.Popen([*command, *FLAGS, "--out", str(out)], cwd=runs.ROOT, **pipes)
+    while not (out / "settings.json").exists():
+        assert whole.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{whole.pid}/task/{whole.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    ended = runs.end(whole)
+    assert ended.code == 1
+    assert f"go on with `torchrun --nproc-per-node 2 -m train.run --resume --out {out}`." in ended.err
+    where = ("train.loop", "Trainer._step", 5, "--resume", "--out", out)
+    three = list(map(runs.end, runs.start_several(3, *where, code=KILLED_SECOND)))
+    assert [process.code for process in three] == [1, -signal.SIGKILL, 1]
+    assert runs.history(out)[-1]["epoch"] == 1
+    two = torchrun(2, "--resume", "--out", out, "--accumulate", 3)
+    assert two.returncode == 0, two.stderr
+    assert "going on after epoch 1" in two.stdout
+    assert_same_run(out, one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("flags", [("--model", "aum"), ("--precision", "bfloat16"), ("--fused",)], ids=" ".join)
+def test_other_models_and_precisions(flags, tmp_path):
+    """AuM, the fused backends, and bfloat16, whose losses agree to what its products round."""
+    for name, processes in (("one", 1), ("three", 3)):
+        ended = torchrun(processes, *FLAGS, *flags, "--out", tmp_path / name)
+        assert ended.returncode == 0, ended.stderr
+    losses = [
+        [loss for line in runs.history(tmp_path / name) for loss in line["losses"].values()]
+        for name in ("one", "three")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2 if "bfloat16" in flags else 1e-5)
 
 
 def test_a_killed_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import torch
 import torch.nn.functional as nnf
 
 from fftp import aum_model, checkpoint
+from fftp.errors import UserError
 from fftp.patching import PatchGrid
 from kernels import ranges
 from tests import runs
 from tests.made_data import make_files
+from tests.tasks import task_of
 from train import loop
-from train.run import seconds_to
+from train.run import check_backends, seconds_to
 from train.settings import Settings
 from train.step import learning_rate, loss_of, optimiser_of
 
@@ -151,6 +155,32 @@ def test_same_seed_same_bits_and_another_seed_another_run(tmp_path, capsys):
     assert weights(tmp_path / "a" / "average") == weights(tmp_path / "b" / "average")
     assert weights(tmp_path / "a" / "last") != weights(tmp_path / "c" / "last")
     assert runs.result(tmp_path / "a")["metrics"] == runs.result(tmp_path / "b")["metrics"]
+
+
+def test_deterministic_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen, step = [], loop.Trainer._step
+
+    def watched(trainer, *arguments):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
+    flags = ("--mixup", 0.5, "--noise", "--roll", "--gain-db", 3, "--fused", "--max-steps", 2)
+    for model in ("ast", "aum"):
+        for name in ("a", "b"):
+            runs.train(capsys, tmp_path / model / name, *flags, "--model", model, "--deterministic")
+        assert same_run(tmp_path / model / "a", tmp_path / model / "b")
+    assert seen == [(True, ":4096:8")] * 8
+    monkeypatch.undo()
+    runs.train(capsys, tmp_path / "without", *flags)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_on_a_gpu_needs_the_fused_wave_stage(monkeypatch):
+    task = replace(task_of(deterministic=True), device=torch.device("cuda"))
+    with pytest.raises(UserError, match="--deterministic on a GPU needs --fused: waveforms=reference"):
+        check_backends(task)
 
 
 def test_average_of_the_last_epochs(tmp_path, capsys, monkeypatch):

@@ -6,4 +6,4 @@ from triton_cases import run_cases
 
 def test_played_back_steps_are_the_plain_ones(request):
     pytest.importorskip("triton", reason="the triton package is not installed")
-    assert run_cases("graph", request.config) == 3
+    assert run_cases("graph", request.config) == (3 if request.config.getoption("--slow") else 1)

@@ -249,6 +249,10 @@ def check_backends(task: Task) -> None:
     """
     if task.device.type != "cuda":
         return  # the test suite covers what runs without a compiler of the user's own
+    if task.settings.deterministic and planned(task)["waveforms"] == "reference":
+        raise UserError(
+            "--deterministic on a GPU needs --fused: waveforms=reference has no form there with the same bits."
+        )
     for row in env.check("cuda", planned(task)):
         if not row.good:
             raise UserError(
