@@ -34,8 +34,12 @@ TESTS = (
     "test_selective_scan.py",
     "test_ast_model.py test_aum_model.py",
     "test_fbank.py",
+    "test_triton_fbank.py",
+    "test_triton_waveform.py",
+    "test_waveform.py",
 )
-SHARES = {"patch_embed": 0.4, "spec_mask": 0.1, "selective_scan": 0.4, "fbank": 0.1}  # of the benchmark's time
+# Of the benchmark's time.
+SHARES = {"patch_embed": 0.4, "spec_mask": 0.1, "selective_scan": 0.4, "fbank": 0.1, "input": 0.1}
 TRAINING = {
     "data": "synth", "model": "ast", "size": "tiny", "depth": 4, "augment": "specmask", "time_stride": 4,
     "epochs": 3, "batch_size": 32, "synth_train": 2000, "fused": True, "warmup_epochs": 0.5,

@@ -38,7 +38,8 @@ class Case:
     ours, peers: functions that prepare a candidate for a number of input sets; one that raises is left out, with its reason.
     correct: compares ours with the reference; without a match there is no time.
     set_bytes: of one input set. bytes, flops: that must move through memory and be computed in matrix products;
-    other_ms: a floor from another unit (exponentials).
+    other_ms: a floor from another unit (exponentials). clips: in one call, for clips a second. rounds: 0 for the device's.
+    figures: of other things that belong into the line.
     """
 
     part: str
@@ -51,7 +52,10 @@ class Case:
     bytes: float = 0.0
     flops: float = 0.0
     other_ms: float = 0.0
-    eager: tuple[str, ...] = ()  # peers that cannot be captured: they wait for the host
+    clips: int = 0
+    rounds: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    eager: tuple[str, ...] = ()  # peers (and "ours") that cannot be captured: they wait for the host
 
 
 @dataclass
@@ -108,7 +112,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     """The case's line of JSON. A peer that cannot run stands in `left_out` with the reason."""
     found = ceiling(device)
     line = {"part": case.part, "case": case.case, "ours": {"backend": case.backend}, "correct": bool(case.correct())}
-    line |= {"ceiling": vars(found)}
+    line |= {"ceiling": vars(found)} | case.figures
     if line["correct"]:
         line |= _timed(case, device)
         # On a CPU caches and instruction sets decide: these two rates would bound nothing there.
@@ -120,13 +124,13 @@ def measure(case: Case, device: str) -> dict[str, Any]:
 
 def _timed(case, device):
     sets = 1 if device == "cpu" else min(MOST_SETS, max(2, -(-CACHE_BYTES // max(1, case.set_bytes))))
-    turns, left_out = {"": _prepare(case.ours(sets), sets, device, False)}, {}
+    turns, left_out = {"": _prepare(case.ours(sets), sets, device, "ours" in case.eager)}, {}
     for name, build in case.peers.items():
         try:
             turns[name] = _prepare(build(sets), sets, device, name in case.eager)
         except Exception as error:  # a peer may fail in any way; its reason is kept
             left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    for _ in range(ROUNDS[device]):
+    for _ in range(case.rounds or ROUNDS[device]):
         for turn in turns.values():
             turn.ms.append(_clock(turn.run, device) / turn.calls)
     ours = turns.pop("").ms
@@ -139,6 +143,9 @@ def _timed(case, device):
             for name, turn in turns.items()
         },
     }
+    if case.clips:
+        times = {"ours": middle} | result["peers"]
+        result["clips_per_second"] = {name: 1000 * case.clips / ms for name, ms in times.items()}
     if left_out:
         result["left_out"] = left_out
     turns.clear()
