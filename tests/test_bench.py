@@ -87,6 +87,10 @@ def test_rows_that_are_there_are_not_measured_again(capsys, monkeypatch, tmp_pat
     assert [line["case"]["n"] for line in measure.lines("spec_mask", tmp_path)] == [0, 1, 2]
 
 
+# Candidates, by how their names begin, that need a package which may be absent.
+NEEDS = {"kaldi-native-fbank": "kaldi_native_fbank", "not packed": "soundfile", "DataLoader": "soundfile"}
+
+
 @pytest.mark.parametrize("part", run.PARTS)
 def test_a_part_has_rows_that_are_right(part, device):
     """The first row's own check, on this device; timing is for `make bench`."""
@@ -95,12 +99,13 @@ def test_a_part_has_rows_that_are_right(part, device):
     torch.manual_seed(0)
     assert row.correct()
     for name, build in (("ours", row.ours), *row.peers.items()):
-        if name != "kaldi-native-fbank" or importlib.util.find_spec("kaldi_native_fbank"):
+        if all(importlib.util.find_spec(package) for who, package in NEEDS.items() if name.startswith(who)):
             build(1)(0)
 
 
 @pytest.fixture(scope="module")
 def words():
+    pytest.importorskip("soundfile", reason="sound files need soundfile.")
     return bench_input.Words(None)
 
 
@@ -179,6 +184,17 @@ def test_a_folder_without_recordings_is_one_sentence(capsys, tmp_path, root, nam
     flags = ("--only", "input", "--device", "cpu", "--results", tmp_path / "results", "--data-root", folder)
     assert named in runs.run(capsys, *flags, command=run.main).sentence
     assert not measure.lines("input", tmp_path / "results")
+
+
+def test_the_front_end_at_80_mel_bins():
+    """Where kaldi-native-fbank takes part: ours by the rule, and the rows of other peers as wide."""
+    *_, long, short = importlib.import_module("bench.bench_fbank").cases("cpu")
+    assert [row.case for row in (long, short)] == [{"B": 16, "seconds": s, "mels": 80} for s in (10.0, 1.0)]
+    assert short.correct()
+    for name in ("torchaudio, clip by clip", "torchaudio MelSpectrogram, batched", "transformers ASTFeatureExtractor"):
+        made = short.peers[name](1)(0)
+        made = made["input_values"] if "transformers" in name else made
+        assert 80 in made[0].shape, name
 
 
 def test_the_2x_rule():

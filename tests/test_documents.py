@@ -48,18 +48,6 @@ def test_links_and_pictures_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
 def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
-    other = {
-        "--file",
-        "--checkpoint",
-        "--json",
-        "--embeddings",
-        "--split",
-        "--gpu",
-        "--slow",
-        "--check",
-        "--help",
-        "--rehearse",
-    }
     known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
     other = {
         "--file",
@@ -73,6 +61,8 @@ def test_flags_in_code_spans_exist(path):
         "--inplace",
         "--check",
         "--help",
+        "--rehearse",
+        "--only",
     }
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
