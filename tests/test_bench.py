@@ -15,6 +15,7 @@ import torch
 from bench import bench_input, gpu, measure, run
 from kernels import dispatch
 from tests import runs
+from tests.made_data import make_files
 
 
 def case_of(**changed):
@@ -174,7 +175,12 @@ def test_a_loaders_clip_is_augmented(words):
 
 @pytest.mark.parametrize(
     ("root", "named"),
-    [("absent", "does not exist"), ("", "is empty"), ("words", "has no validation_list.txt and no testing_list.txt")],
+    [
+        ("absent", "does not exist"),
+        ("", "is empty"),
+        ("words", "has no validation_list.txt and no testing_list.txt"),
+        ("few", "has 4 training recordings: give at least 16"),
+    ],
 )
 def test_a_folder_without_recordings_is_one_sentence(capsys, tmp_path, root, named):
     (tmp_path / "data" / "words").mkdir(parents=True)
@@ -182,6 +188,11 @@ def test_a_folder_without_recordings_is_one_sentence(capsys, tmp_path, root, nam
         (tmp_path / "data" / "words" / "bed").mkdir()
     folder = tmp_path / "data" / (root or "words")
     flags = ("--only", "input", "--device", "cpu", "--results", tmp_path / "results", "--data-root", folder)
+    if root == "few":
+        make_files(folder / "a", 3)
+        make_files(folder / "b", 3)
+        (folder / "validation_list.txt").write_text("a/000.wav\n")
+        (folder / "testing_list.txt").write_text("b/000.wav\n")
     assert named in runs.run(capsys, *flags, command=run.main).sentence
     assert not measure.lines("input", tmp_path / "results")
 

@@ -221,7 +221,7 @@ RECORDED = {"words": "speech_commands_12/*/*.*", "environmental sounds": "esc10/
 @needs_recordings
 @pytest.mark.parametrize("kind", RECORDED)
 def test_torchaudio_on_100_real_recordings(kind, their_filters, backend):
-    """Spread over the files there are."""
+    """Spread over the files there are; the first three seconds of each."""
     import soundfile
     import soxr
 
@@ -229,7 +229,7 @@ def test_torchaudio_on_100_real_recordings(kind, their_filters, backend):
     waveforms = {}
     for path in paths[:: len(paths) // 100][:100]:
         samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
-        resampled = soxr.resample(samples[:, 0], rate, RATE)
+        resampled = soxr.resample(samples[: 3 * rate, 0], rate, RATE)
         waveforms[f"{path.parent.name}/{path.stem}"] = (
             torch.tensor(resampled).float().double()
         )  # what float32 holds exactly
