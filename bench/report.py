@@ -14,6 +14,7 @@ RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
+FIGURES = {"clips/s": "clips_per_second", "packed once, clips/s": "packing_clips_per_second"}  # column -> in a line
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
 HEAD = (
     "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes (median) | clips/s |\n"
@@ -89,7 +90,9 @@ def _table(rows: list[dict]) -> str:
     """Ratios are the peer's time over ours: above 1, ours is faster."""
     peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {}) if name != row["ours"]["backend"]))
     shares = any("share" in row for row in rows)
-    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *(f"{name} / ours" for name in peers)]
+    figures = {title: name for title, name in FIGURES.items() if any(name in row for row in rows)}
+    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *figures]
+    head += [f"{name} / ours" for name in peers]
     table = []
     for row in rows:
         case = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
@@ -100,8 +103,15 @@ def _table(rows: list[dict]) -> str:
         cells = [case, ours["backend"], f"{ours['ms']:.3g}"]
         if shares:
             cells.append(f"{100 * row['share']:.0f} %" if "share" in row else "")
+        cells += [_rate(row.get(name)) for name in figures.values()]
         table.append(cells + [f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "" for name in peers])
     return tables.markdown(head, table)
+
+
+def _rate(value: float | dict[str, float] | None) -> str:
+    """A rate, or ours of several; nothing where the line has none."""
+    value = value["ours"] if isinstance(value, dict) else value
+    return "" if value is None else f"{value:.0f}"
 
 
 def rendered(text: str, content: str) -> str:

@@ -1,4 +1,5 @@
 """python -m bench.run [--only PART ...] [--device auto|cpu|cuda] [--first N] [--seconds N] [--missing] [--results DIR]
+                       [--data-root DIR]
 
 Times every operation beside its peers, in turn, and appends a line of JSON a row under bench/results/. A row whose
 correctness check fails has no time, and the command ends with exit code 1.
@@ -14,6 +15,7 @@ import torch
 
 from bench import measure
 from bench.parts import PARTS
+from fftp.errors import UserError
 from train import machine
 
 
@@ -29,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--told", action="store_true", help="get ready, then read --seconds from a line of standard input (bench.gpu)"
     )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="input: recordings in Speech Commands' layout, not made words"
+    )
     wanted = parser.parse_args(arguments)
     if wanted.told:
         for part in wanted.only:
@@ -42,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     ceiling = measure.ceiling(device)
     print(f"{machine.describe(torch.device(device))}: copies {ceiling.copy_gbs:.0f} GB/s,", end=" ")
     print(f"products {ceiling.matmul_tflops:.2f} TFLOP/s ({'bfloat16' if device == 'cuda' else 'float32'})")
-    wrong = sum(_part(part, device, wanted) for part in wanted.only)
+    try:
+        wrong = sum(_part(part, device, wanted) for part in wanted.only)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 1 if wrong else 0
 
 
@@ -55,7 +64,9 @@ def _part(part, device, wanted):
         if wanted.missing and all(line[name] == about[name] for name in ("machine", "commit"))
     ]
     started, wrong, left = time.monotonic(), 0, 0
-    for number, case in enumerate(importlib.import_module(f"bench.bench_{part}").cases(device)):
+    module = importlib.import_module(f"bench.bench_{part}")
+    rows = module.cases(device, wanted.data_root) if part == "input" else module.cases(device)
+    for number, case in enumerate(rows):
         if case.case in done or (wanted.first is not None and number >= wanted.first):
             continue
         if wanted.seconds is not None and time.monotonic() - started > wanted.seconds:
@@ -83,6 +94,8 @@ def row_of(line: dict) -> str:
         text += f", {100 * line['share']:.0f} % of its floor's rate"
     for name, ratio in line["ratio"].items():
         text += f"; {name} {ratio:.2f}x"
+    for name, rate in line.get("clips_per_second", {}).items():
+        text += f"; {name} {rate:.0f} clips/s"
     for name, reason in line.get("left_out", {}).items():
         text += f"; {name} left out: {reason}"
     return text

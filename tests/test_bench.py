@@ -9,18 +9,25 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from bench import gpu, measure, run
+from bench import bench_input, gpu, measure, run
 from bench.parts import PARTS
+from kernels import dispatch
 from tests import runs
+from tests.made_data import make_files
 
+# Candidates, by how their names begin, that need a package which may be absent.
 NEEDS = {
     "kaldi-native-fbank": "kaldi_native_fbank",
     "mamba-ssm, two calls": "mamba_ssm",
     "transformers": "transformers",
+    "not packed": "soundfile",
+    "DataLoader": "soundfile",
 }
 
 
@@ -58,6 +65,18 @@ def test_a_line_has_what_design_and_reader_need(tmp_path):
     assert "absent left out: ModuleNotFoundError" in run.row_of(line)
 
 
+def test_clips_rounds_and_other_figures(monkeypatch):
+    """Clips a second of all that were timed, over the case's own number of rounds."""
+    calls = []
+    monkeypatch.setattr(measure, "ROUND_MS", {"cpu": 0.0})
+    one = case_of(ours=lambda sets: calls.append, peers={}, clips=10, rounds=2, figures={"more": 7.0})
+    line = measure.measure(one, "cpu")
+    assert len(calls) == 2 * measure.WARM + 3 + 2  # to warm up, to see how many calls a turn takes, and two turns
+    assert line["more"] == 7.0
+    assert line["clips_per_second"] == {"ours": pytest.approx(10_000 / line["ours"]["ms"])}
+    assert f"ours {line['clips_per_second']['ours']:.0f} clips/s" in run.row_of(line)
+
+
 def test_a_wrong_row_has_no_time(capsys, monkeypatch, tmp_path):
     module = importlib.import_module("bench.bench_spec_mask")
     monkeypatch.setattr(module, "cases", lambda device: [case_of(part="spec_mask", correct=lambda: False)])
@@ -92,9 +111,113 @@ def test_a_part_has_rows_that_are_right(part, device):
     if isinstance(row, measure.Figures):
         return
     for name, build in (("ours", row.ours), *row.peers.items()):
-        package = NEEDS.get(name)
-        if not name.startswith("compiled") and (package is None or importlib.util.find_spec(package)):
+        needed = [package for who, package in NEEDS.items() if name.startswith(who)]
+        if not name.startswith("compiled") and all(importlib.util.find_spec(package) for package in needed):
             build(1)(0)
+
+
+@pytest.fixture(scope="module")
+def words():
+    pytest.importorskip("soundfile", reason="sound files need soundfile.")
+    return bench_input.Words(None)
+
+
+def feeds(words):
+    """From the pack, and from files."""
+    clips = words.pack.indices("train")
+    sources = (bench_input.Resident(words.pack, torch.device("cpu")), bench_input.Files(words, torch.device("cpu")))
+    return [bench_input.Feed(source, clips, bench_input.FrontEnd(bench_input.FRONT_END)) for source in sources]
+
+
+def test_the_input_paths_give_the_same_batches(words):
+    """Augmented: by every backend from the pack within rounding, and without a pack to the bit."""
+    packed, unpacked = feeds(words)
+    augment = bench_input.Augment(bench_input.AUGMENT, 0, 128, 128)
+    steps = next(bench_input._turns(packed, 8))[:2]
+    found = []
+    for feed, fused in ((packed, True), (unpacked, True), (packed, False)):
+        dispatch.use_fused(fused)
+        found.append([(batch.log_mel, batch.targets) for batch in feed.training(steps, 0, augment)])
+    for (fused, targets), (files, their_targets), (plain, _) in zip(*found, strict=True):
+        assert torch.equal(fused, files)
+        assert torch.equal(targets, their_targets)
+        # Seen 1e-4 in nearly empty bins, of a log-mel over 11; times ten.
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-3)
+
+
+def test_turns_go_through_the_epoch_and_begin_again(words):
+    packed, _ = feeds(words)
+    turns = bench_input._turns(packed, 40)  # ten steps: two turns of four, and two steps that no turn takes
+    first, second, third = (np.concatenate([positions for positions, _ in next(turns)]) for _ in range(3))
+    assert len(set(first) | set(second)) == 320
+    assert (third == first).all()
+
+
+def test_the_gate_of_the_input_path(words, monkeypatch):
+    """It sees samples that are not the clip's, files in another order, and a loader that makes something else."""
+    packed, unpacked = feeds(words)
+    assert bench_input._correct(words, packed, unpacked)
+    others = bench_input.Feed(unpacked.source, np.roll(unpacked.indices, 1), unpacked.front_end)
+    assert not bench_input._correct(words, packed, others)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed.source, "_samples", torch.from_numpy(np.roll(packed.pack.samples, 5)))
+        assert not bench_input._correct(words, packed, packed)
+    louder = replace(bench_input.FRONT_END, mean=bench_input.FRONT_END.mean + 0.2)
+    monkeypatch.setattr(bench_input, "FRONT_END", louder)
+    assert not bench_input._correct(words, packed, unpacked)
+
+
+def test_a_loaders_clip_is_augmented(words):
+    """Masks, noise and a roll: the cells of a clip drawn twice differ, and those masked hold 0 in log-mel units."""
+    i = int(words.pack.indices("train")[0])
+    files = [(str(words.clips.clips[i].source), words.pack.labels[i])]
+    plain, labels = bench_input.ClipByClip(files, augmented=False)[0]
+    assert plain.shape == (128, 128)
+    assert (labels.numpy() == words.pack.labels[i]).all()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    drawn = [bench_input.ClipByClip(files)[0][0] for _ in range(8)]
+    assert not torch.equal(drawn[0], drawn[1])
+    front_end = bench_input.FRONT_END
+    zero = -front_end.mean / (2 * front_end.std)
+    masked = [(clip >= zero) & (clip <= zero + 0.1) for clip in drawn]
+    assert max(float(m.all(0).sum()) for m in masked) > 1  # whole bins, beside the padding of every bin
+    assert max(float(clip.max() - plain.max()) for clip in drawn) <= 0.1 + max(0.0, zero - float(plain.max()))
+
+
+@pytest.mark.parametrize(
+    ("root", "named"),
+    [
+        ("absent", "does not exist"),
+        ("", "is empty"),
+        ("words", "has no validation_list.txt and no testing_list.txt"),
+        ("few", "has 4 training recordings: give at least 16"),
+    ],
+)
+def test_a_folder_without_recordings_is_one_sentence(capsys, tmp_path, root, named):
+    (tmp_path / "data" / "words").mkdir(parents=True)
+    if root == "words":
+        (tmp_path / "data" / "words" / "bed").mkdir()
+    folder = tmp_path / "data" / (root or "words")
+    flags = ("--only", "input", "--device", "cpu", "--results", tmp_path / "results", "--data-root", folder)
+    if root == "few":
+        make_files(folder / "a", 3)
+        make_files(folder / "b", 3)
+        (folder / "validation_list.txt").write_text("a/000.wav\n")
+        (folder / "testing_list.txt").write_text("b/000.wav\n")
+    assert named in runs.run(capsys, *flags, command=run.main).sentence
+    assert not measure.lines("input", tmp_path / "results")
+
+
+def test_the_front_end_at_80_mel_bins():
+    """Where kaldi-native-fbank takes part: ours by the rule, and the rows of other peers as wide."""
+    *_, long, short = importlib.import_module("bench.bench_fbank").cases("cpu")
+    assert [row.case for row in (long, short)] == [{"B": 16, "seconds": s, "mels": 80} for s in (10.0, 1.0)]
+    assert short.correct()
+    for name in ("torchaudio, clip by clip", "torchaudio MelSpectrogram, batched", "transformers ASTFeatureExtractor"):
+        made = short.peers[name](1)(0)
+        made = made["input_values"] if "transformers" in name else made
+        assert 80 in made[0].shape, name
 
 
 def test_the_2x_rule():

@@ -185,7 +185,7 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
-    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node"}
+    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only"}
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
