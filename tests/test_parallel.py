@@ -199,6 +199,27 @@ def test_a_killed_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert "going on after epoch 1" in runs.run(capsys, "--resume", "--out", out).out
 
 
+WAITING = """
+import ctypes, sys
+from pathlib import Path
+from train import ending
+ending.GRACE = 0.1
+with ending.terminable(lambda: Path(sys.argv[1])):
+    print("waiting", flush=True)
+    ctypes.CDLL(None).system(b"sleep 30 >/dev/null 2>&1")  # as a wait for a GPU or a collective: no signal reaches Python meanwhile
+"""
+
+
+def test_a_process_that_waits_for_others_hears_sigterm_too(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    process = runs.start(tmp_path, code=WAITING)
+    assert process.stdout.readline() == "waiting\n"
+    process.terminate()
+    ended = runs.end(process)
+    assert ended.code == 143, ended.err
+    assert ended.err == f"\nterminated (SIGTERM): go on with `python -m train.run --resume --out {tmp_path}`.\n"
+
+
 @pytest.mark.parametrize(("n", "count"), [(21, 2), (5, 5), (3, 4), (0, 3), (1000, 7)])
 def test_pieces_cover_everything_once_and_differ_by_one(n, count):
     spans = parallel.pieces(n, count)
