@@ -205,8 +205,8 @@ from pathlib import Path
 from train import ending
 ending.GRACE = 0.1
 with ending.terminable(lambda: Path(sys.argv[1])):
-    print("waiting", flush=True)
-    ctypes.CDLL(None).system(b"sleep 30 >/dev/null 2>&1")  # as a wait for a GPU or a collective: no signal reaches Python meanwhile
+    # As a wait for a GPU or in a collective: no signal reaches Python meanwhile.
+    ctypes.CDLL(None).system(b"echo waiting; exec sleep 30 >/dev/null 2>&1")
 """
 
 
