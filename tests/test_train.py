@@ -166,12 +166,11 @@ def test_deterministic_runs(tmp_path, capsys, monkeypatch):
         return step(trainer, *arguments)
 
     monkeypatch.setattr(loop.Trainer, "_step", watched)
-    flags = ("--mixup", 0.5, "--noise", "--roll", "--gain-db", 3, "--fused", "--max-steps", 2)
-    for model in ("ast", "aum"):
-        for name in ("a", "b"):
-            runs.train(capsys, tmp_path / model / name, *flags, "--model", model, "--deterministic")
-        assert same_run(tmp_path / model / "a", tmp_path / model / "b")
-    assert seen == [(True, ":4096:8")] * 8
+    flags = ("--mixup", 0.5, "--noise", "--roll", "--gain-db", 3, "--fused", "--model", "aum", "--max-steps", 2)
+    for name in ("a", "b"):
+        runs.train(capsys, tmp_path / name, *flags, "--deterministic")
+    assert same_run(tmp_path / "a", tmp_path / "b")
+    assert seen == [(True, ":4096:8")] * 4
     monkeypatch.undo()
     runs.train(capsys, tmp_path / "without", *flags)
     assert not torch.are_deterministic_algorithms_enabled()

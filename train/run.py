@@ -37,7 +37,7 @@ MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     out = None
-    with ending.terminable(), parallel.one_voice():
+    with ending.terminable(lambda: out), parallel.one_voice():
         try:
             try:
                 dispatch.check_overrides()
