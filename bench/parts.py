@@ -24,5 +24,5 @@ PARTS = {
     "fbank": Part(title="Front end: waveform to log-mel", gpu_share=1),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
     "encoder": Part(title="The encoder's blocks alone", gpu_share=3, ahead=2),
-    "scale": Part(title="Cost as work grows", gpu_share=2),
+    "scale": Part(title="Cost as work grows", gpu_share=3),
 }

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -78,6 +79,8 @@ def test_rows_that_are_there_are_not_measured_again(capsys, monkeypatch, tmp_pat
     assert [line["case"]["n"] for line in measure.lines("spec_mask", tmp_path)] == [0, 1]
     ended = runs.run(capsys, *flags, "--seconds", 0, command=run.main)
     assert "spec_mask: 1 rows not started in 0 s" in ended.out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("0\n"))
+    assert "1 rows not started in 0 s" in runs.run(capsys, *flags, "--told", command=run.main).out
     assert runs.run(capsys, *flags, command=run.main).code == 0
     assert [line["case"]["n"] for line in measure.lines("spec_mask", tmp_path)] == [0, 1, 2]
 
