@@ -93,8 +93,17 @@ def _both(axes, rows, against, value):
 
 
 def _finish(axes, x, y):
+    """Both axes logarithmic, with plain numbers: of what was measured along x."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    measured = sorted({float(at) for line in axes.lines for at in line.get_xdata()})
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks(measured, [f"{at:g}" for at in measured], fontsize=8)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)

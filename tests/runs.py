@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from train.run import main
 
@@ -42,6 +43,8 @@ class Ended:
 
 def run(capsys, *flags: object, command=main) -> Ended:
     """A command in this process."""
+    if command is main:
+        _needs_the_command_line()
     capsys.readouterr()
     try:
         code = command([str(flag) for flag in flags])
@@ -73,11 +76,18 @@ def start(*flags: object, module: str = "train.run", code: str = "", **changed: 
 
     changed: environment variables.
     """
+    if not code and module == "train.run":
+        _needs_the_command_line()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changed
     command = [sys.executable, *(("-c", code) if code else ("-m", module)), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Where the tests themselves run in the background, a shell has handed down that Ctrl-C is to be ignored.
     return subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=_heed_ctrl_c, **pipes)
+
+
+def _needs_the_command_line() -> None:
+    """A machine with a GPU may have no tyro: its GPU cases hand over Settings, and need none."""
+    pytest.importorskip("tyro", reason="the tyro package, which reads train.run's flags, is not installed")
 
 
 def _heed_ctrl_c() -> None:
