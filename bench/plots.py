@@ -77,7 +77,7 @@ def _length(drawn, rows):
 
 def _roofline(drawn, rows):
     axes = drawn.subplots()
-    names = [f"{row['part']}, " + ", ".join(str(v) for v in row["case"].values()) for row in rows]
+    names = [f"{row['part']}, {tables.case_of(row)}" for row in rows]
     axes.barh(names, [100 * row["share"] for row in rows], color="tab:blue")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=6)

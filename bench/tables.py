@@ -53,6 +53,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def case_of(row: dict) -> str:
+    """A line's case as people read it."""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+
+
 def section(rows: list[dict], text_of: Callable[[list[dict]], str]) -> str:
     """A text for each machine, and the sentence for GPUs where none has been measured."""
     machines = by_machine(rows)
@@ -117,7 +122,7 @@ def _table3_measured(rows, trained):
         "clips/s, float32",
         "bfloat16",
     ]
-    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper, A100", "mAP", "the paper"]
+    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper's", "mAP", "the paper's"]
     cells = []
     for row in rows:
         case = row["case"]
