@@ -25,5 +25,5 @@ PARTS = {
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
     "encoder": Part(title="The encoder's blocks alone", gpu_share=3, ahead=2),
-    "scale": Part(title="Cost as work grows", gpu_share=2),
+    "scale": Part(title="Cost as work grows", gpu_share=3),
 }

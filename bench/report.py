@@ -95,7 +95,7 @@ def _table(rows: list[dict]) -> str:
     head += [f"{name} / ours" for name in peers]
     table = []
     for row in rows:
-        case = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+        case = tables.case_of(row)
         ours = row["ours"]
         if not row["correct"]:
             table.append([case, ours["backend"], "wrong", *[""] * (len(head) - 3)])
