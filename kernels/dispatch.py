@@ -51,6 +51,10 @@ def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | 
     return refuses
 
 
+def _native_attention(device: str, dtype: str) -> str | None:
+    return _cpu_bfloat16(device, dtype) or _native("attention")(device, dtype)
+
+
 def _native_scan(device: str, dtype: str) -> str | None:
     return _cpu_float32(device, dtype) or _native("selective_scan")(device, dtype)
 
@@ -168,6 +172,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "attention": (
+        Backend("native", "kernels.attention.native:attention", _native_attention),
         Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
         Backend("reference", "kernels.attention.reference:attention"),
     ),
