@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import ast_model, aum_model, checkpoint, env, figures
+from fftp import allocator, ast_model, aum_model, checkpoint, env, figures
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = None
     try:
         dispatch.check_overrides()
+        allocator.keep_memory()
         wanted, given = settings.from_flags(sys.argv[1:] if arguments is None else arguments)
         out, wanted, saved = open_run(wanted, given)
         run(wanted, out, saved)
@@ -228,7 +229,9 @@ def planned(task: loop.Task) -> dict[str, str]:
         name = {"specmask": "apply_spec_mask", "specaugment": "apply_spec_augment"}[task.settings.augment]
         operations[name] = "float32"
     operations["patch_embed"] = precision
-    if task.settings.model == "aum":
+    if task.settings.model == "ast":
+        operations["attention"] = precision
+    else:
         operations |= {"selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
