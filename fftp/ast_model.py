@@ -14,6 +14,7 @@ from torch import nn
 import kernels
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
+from kernels.sdpa import sdpa
 
 SIZES = {
     "tiny": {"dim": 192, "depth": 12, "heads": 3},
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
         k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = nnf.scaled_dot_product_attention(q, k, v)  # (B, H, rows, D / H)
+        out = sdpa(q, k, v)  # (B, H, rows, D / H)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x):

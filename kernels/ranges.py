@@ -8,8 +8,13 @@ _WATCHED = ("NVTX_INJECTION64_PATH", "NSYS_PROFILING_SESSION_ID", "FFTP_NVTX")
 _NOTHING = contextlib.nullcontext()
 
 
+def watched() -> bool:
+    """Whether somebody profiles."""
+    return any(os.environ.get(name) for name in _WATCHED)
+
+
 def _choose():
-    if not any(os.environ.get(name) for name in _WATCHED):
+    if not watched():
         return lambda name: _NOTHING
     import nvtx
 

@@ -70,6 +70,7 @@ def test_flags_in_code_spans_exist(path):
         "--gpu",
         "--slow",
         "--markdown",
+        "--nproc-per-node",
         "--inplace",
         "--check",
         "--help",

@@ -8,9 +8,10 @@ import torch
 from fftp.errors import UserError
 from fftp.frontend import PRESETS
 from fftp.patching import PatchGrid
-from train import loop, settings
+from train import settings
 from train.run import check_geometry, main
 from train.settings import Settings, from_flags, read_recipe, recipe_names
+from train.step import learning_rate
 
 # Tokens of the six systems on Speech Commands (the paper's geometries on 128 x 128).
 SYSTEMS = {
@@ -65,7 +66,7 @@ def test_recipe_builds_its_model_and_schedule(name):
     assert (chosen.frames, chosen.mels) == (grid.T, grid.F)
     assert chosen.mask_width <= chosen.frames
     total = 10 * chosen.epochs
-    rates = [loop.learning_rate(chosen, step, total) for step in range(total)]
+    rates = [learning_rate(chosen, step, total) for step in range(total)]
     assert max(rates) == pytest.approx(chosen.lr)
     assert chosen.augment == "none" or chosen.mask_area < 0.25 * grid.T * grid.F
     with torch.device("meta"):

@@ -16,13 +16,14 @@ from tests.made_data import make_files
 from train import loop
 from train.run import seconds_to
 from train.settings import Settings
+from train.step import learning_rate, loss_of, optimiser_of
 
 GRID = PatchGrid(T=32, F=32, pt=8, pf=32, st=8, sf=32)
 
 
 def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
     settings = Settings(lr=2.0, lr_end=0.1, warmup_epochs=2.0, epochs=10)
-    rates = [loop.learning_rate(settings, step, 100) for step in range(100)]
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
     np.testing.assert_allclose(rates[:20], 2.0 * np.arange(1, 21) / 20)
     expected = [2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 80))) for k in range(80)]
     np.testing.assert_allclose(rates[20:], expected)
@@ -33,7 +34,7 @@ def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
 @pytest.mark.parametrize("total", [1, 2, 37])
 def test_learning_rate_is_above_zero_and_reaches_its_peak_whatever_is_asked(changed, total):
     settings = Settings(lr=0.5, **changed)
-    rates = [loop.learning_rate(settings, step, total) for step in range(total)]
+    rates = [learning_rate(settings, step, total) for step in range(total)]
     assert min(rates) > 0
     assert max(rates) == pytest.approx(0.5)
 
@@ -42,15 +43,15 @@ def test_cross_entropy_with_soft_targets():
     generator = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(7, 5, generator=generator), torch.rand(7, 5, generator=generator)
     hard = torch.eye(5)[[0, 1, 2, 3, 4, 0, 0]]
-    got = loop.loss_of(logits, hard, Settings(), multi_label=False)
+    got = loss_of(logits, hard, Settings(), multi_label=False)
     assert torch.equal(got, nnf.cross_entropy(logits, hard.argmax(1)))
     share = soft / soft.sum(1, keepdim=True)
     by_hand = -(share.double() * logits.double().log_softmax(1)).sum(1).mean()
     # float32 against float64: seen 2e-7 of 2, times five.
-    assert float(loop.loss_of(logits, soft, Settings(), False)) == pytest.approx(float(by_hand), abs=1e-6)
+    assert float(loss_of(logits, soft, Settings(), False)) == pytest.approx(float(by_hand), abs=1e-6)
     smoothed = 0.9 * share + 0.1 / 5
     by_hand = -(smoothed.double() * logits.double().log_softmax(1)).sum(1).mean()
-    got = loop.loss_of(logits, soft, Settings(label_smoothing=0.1), False)
+    got = loss_of(logits, soft, Settings(label_smoothing=0.1), False)
     assert float(got) == pytest.approx(float(by_hand), abs=1e-6)
 
 
@@ -60,15 +61,15 @@ def test_binary_cross_entropy_is_the_mean_over_clips_and_classes():
     p = logits.double().sigmoid()
     by_hand = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
     for settings, multi_label in ((Settings(), True), (Settings(loss="bce"), False), (Settings(loss="bce"), True)):
-        assert float(loop.loss_of(logits, targets, settings, multi_label)) == pytest.approx(float(by_hand), abs=1e-6)
-    low = loop.loss_of(logits.bfloat16(), targets, Settings(), True)
+        assert float(loss_of(logits, targets, settings, multi_label)) == pytest.approx(float(by_hand), abs=1e-6)
+    low = loss_of(logits.bfloat16(), targets, Settings(), True)
     assert low.dtype == torch.float32
 
 
 @pytest.mark.parametrize("directions", ["v1", "v2"])
 def test_weight_decay_spares_vectors_tokens_positions_and_scan_decays(directions):
     model = aum_model.AuM(aum_model.AuMConfig(grid=GRID, classes=4, dim=32, depth=1, directions=directions))
-    optimiser = loop.optimiser_of(model, Settings(weight_decay=0.05, beta1=0.95))
+    optimiser = optimiser_of(model, Settings(weight_decay=0.05, beta1=0.95))
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimiser.param_groups)
     assert [group["weight_decay"] for group in optimiser.param_groups] == [0.05, 0.0]
@@ -263,7 +264,7 @@ def test_step_count_wins_over_epochs_and_the_largest_seed_is_one(tmp_path, capsy
 
 @pytest.mark.parametrize("bad_step", [0, 4])
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, bad_step):
-    models, real = [], loop.loss_of
+    models, real = [], loss_of
     build = checkpoint.CheckpointConfig.build
     monkeypatch.setattr(checkpoint.CheckpointConfig, "build", lambda config: models.append(build(config)) or models[0])
     before = {}
@@ -276,7 +277,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, ba
         before.update({name: tensor.clone() for name, tensor in models[0].state_dict().items()})
         return loss * float("nan")
 
-    monkeypatch.setattr(loop, "loss_of", broken)
+    monkeypatch.setattr("train.step.loss_of", broken)
     said = runs.run(capsys, *runs.TINY, "--out", tmp_path / "run").sentence
     assert f"step {bad_step + 1} (epoch {1 + bad_step // 3}, batch {bad_step % 3 + 1}, clips train/" in said
     assert "--lr" in said
