@@ -13,21 +13,27 @@ from pathlib import Path
 import torch
 
 from bench import measure
+from bench.parts import PARTS
 from train import machine
-
-PARTS = ("patch_embed", "spec_mask", "fbank", "selective_scan")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="these parts alone")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--first", type=int, metavar="N", help="the first N rows of each part")
     parser.add_argument("--seconds", type=float, metavar="N", help="start no row of a part after so many seconds")
     parser.add_argument("--missing", action="store_true", help="leave out rows that this commit and machine have")
     parser.add_argument("--results", type=Path, default=measure.RESULTS, help="folder of the lines")
+    parser.add_argument(
+        "--told", action="store_true", help="get ready, then read --seconds from a line of standard input (bench.gpu)"
+    )
     wanted = parser.parse_args(arguments)
+    if wanted.told:
+        for part in wanted.only:
+            importlib.import_module(f"bench.bench_{part}")
+        wanted.seconds = float(sys.stdin.readline())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.device == "cuda" and device == "cpu":
         print("error: --device cuda: this machine has no GPU that torch can use; take --device cpu.", file=sys.stderr)
@@ -69,6 +75,8 @@ def row_of(line: dict) -> str:
     text = f"{line['part']} {' '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in line['case'].items())}"
     if not line["correct"]:
         return f"{text}: WRONG, not timed"
+    if "figures" in line:
+        return f"{text}: {said(line['figures'])}"
     ours = line["ours"]
     text += f": {ours['backend']} {ours['ms']:.4g} ms (spread {100 * ours['spread']:.0f} %)"
     if "share" in line:
@@ -78,6 +86,17 @@ def row_of(line: dict) -> str:
     for name, reason in line.get("left_out", {}).items():
         text += f"; {name} left out: {reason}"
     return text
+
+
+def said(figures: dict) -> str:
+    """Figures, those within figures in brackets, in four digits."""
+    texts = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            texts.append(f"{name} ({said(value)})")
+        else:
+            texts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(texts)
 
 
 if __name__ == "__main__":

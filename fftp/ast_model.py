@@ -48,7 +48,7 @@ class ASTConfig:
         return Macs(paper, paper + self.depth * 2 * L * L * D)
 
     def spared(self) -> int:
-        """Multiply-accumulates of `macs().all` that no result depends on: the last block's for tokens that are no class tokens."""
+        """Multiply-accumulates of `macs().all` that no result depends on: the last block's, for all but the class tokens."""
         return self.grid.N * (10 * self.dim**2 + 2 * (self.grid.N + self.tokens) * self.dim)
 
 

@@ -34,7 +34,8 @@ def run(call, qkv, weight, heads):
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_the_reference_is_the_formula(shape):
     qkv, weight = made(*shape)
-    for ours, exact in zip(*(run(f, qkv.double(), weight, shape[2]) for f in (kernels.attention, written_out))):
+    both = (run(f, qkv.double(), weight, shape[2]) for f in (kernels.attention, written_out))
+    for ours, exact in zip(*both, strict=True):
         torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
 
 
@@ -62,7 +63,7 @@ def test_what_is_computed_anew_has_the_same_bits(monkeypatch):
 
 def test_large_scores_and_a_strided_input():
     """Scores of some hundreds, where a sum of exponentials would overflow; qkv as every second token of a larger tensor."""
-    qkv, weight = made(2, 34, 3, 64)
+    qkv, _ = made(2, 34, 3, 64)
     qkv = (20 * qkv)[:, ::2]
     exact = written_out(qkv.double(), 3)
     # A rounded score of 512 is off by up to 1, and moves the result by as much as the values differ.

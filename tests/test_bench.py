@@ -1,17 +1,27 @@
 """The benchmark: what a line says, what happens to a wrong row or a peer that cannot run, and the call for a GPU."""
 
+import argparse
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
 import torch
 
 from bench import gpu, measure, run
+from bench.parts import PARTS
 from tests import runs
+
+NEEDS = {
+    "kaldi-native-fbank": "kaldi_native_fbank",
+    "mamba-ssm, two calls": "mamba_ssm",
+    "transformers": "transformers",
+}
 
 
 def case_of(**changed):
@@ -72,15 +82,18 @@ def test_rows_that_are_there_are_not_measured_again(capsys, monkeypatch, tmp_pat
     assert [line["case"]["n"] for line in measure.lines("spec_mask", tmp_path)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("part", run.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_has_rows_that_are_right(part, device):
     """The first row's own check, on this device; timing is for `make bench`."""
-    row = next(importlib.import_module(f"bench.bench_{part}").cases(device))
+    row = next(iter(importlib.import_module(f"bench.bench_{part}").cases(device)))
     assert row.part == part
     torch.manual_seed(0)
     assert row.correct()
+    if isinstance(row, measure.Figures):
+        return
     for name, build in (("ours", row.ours), *row.peers.items()):
-        if name != "kaldi-native-fbank" or importlib.util.find_spec("kaldi_native_fbank"):
+        package = NEEDS.get(name)
+        if not name.startswith("compiled") and (package is None or importlib.util.find_spec(package)):
             build(1)(0)
 
 
@@ -110,8 +123,87 @@ def test_wheels_beside_the_project_are_importable(tmp_path, monkeypatch):
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "42\n"
 
 
+def test_the_gpu_call_names_every_test_file_with_gpu_cases():
+    """Those that ask for the device, those that run kernels in a process of their own, and the training run."""
+    named = gpu.test_files()
+    assert {"test_patch_embed.py", "test_triton_fbank.py", "test_triton_training.py", "test_feed.py"} <= set(named)
+    asking = [path.name for path in (runs.ROOT / "tests").glob("test_triton_*.py")]
+    assert set(asking) <= set(named)
+    assert "test_documents.py" not in named
+
+
+def test_files_that_passed_are_not_tested_again(tmp_path, monkeypatch, capsys):
+    """One passes and has its line, one fails and has none; the second call takes up the one that is missing."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_good.py").write_text("def test_one():\n    pass\n")
+    (tmp_path / "tests" / "test_bad.py").write_text("def test_one():\n    assert False, 'seen'\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "REHEARSED_TESTS", ("test_good.py", "test_bad.py"))
+    monkeypatch.setattr(gpu, "_ahead", lambda rehearse: {})
+    wanted = argparse.Namespace(rehearse=True, results=tmp_path / "results")
+    assert gpu.test(dict(os.environ), wanted, 60) == ["tests test_bad.py"]
+    assert "AssertionError: seen" in capsys.readouterr().out
+    assert [line["case"]["file"] for line in measure.lines("gpu_tests", wanted.results)] == ["test_good.py"]
+    (tmp_path / "tests" / "test_bad.py").write_text("def test_one():\n    pass\n")
+    assert gpu.test(dict(os.environ), wanted, 60) == []
+    assert "test_good" not in capsys.readouterr().out
+
+
+def test_a_test_file_that_takes_too_long_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_long.py").write_text("import time\n\n\ndef test_one():\n    time.sleep(60)\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "REHEARSED_TESTS", ("test_long.py",))
+    monkeypatch.setattr(gpu, "_ahead", lambda rehearse: {})
+    wanted = argparse.Namespace(rehearse=True, results=tmp_path / "results")
+    assert gpu.test(dict(os.environ), wanted, 2) == ["tests test_long.py"]
+    assert "tests test_long.py: not finished in time" in capsys.readouterr().out
+    assert measure.lines("gpu_tests", wanted.results) == []
+
+
+BLOCKER = """
+import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"tyro", "soundfile", "soxr", "nvtx"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture
+def few_packages(tmp_path, monkeypatch):
+    """As on a machine whose Python has what DESIGN names and no more: processes that are started do not find these."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKER)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+def test_the_training_run_of_the_gpu_call_needs_few_packages(tmp_path, few_packages, capfd):
+    wanted = argparse.Namespace(rehearse=True, results=tmp_path / "results")
+    environment = gpu.environment_with_wheels(tmp_path / "unpacked")
+    for _ in range(2):  # the second time its line is there, and nothing runs
+        assert gpu.train(environment, wanted, tmp_path / "run", time.monotonic() + 200) == []
+    assert len(measure.lines("train", wanted.results)) == 1
+    code = "import tyro"
+    refused = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=runs.ROOT
+    )
+    assert "No module named 'tyro'" in refused.stderr
+
+
 @pytest.mark.slow
-def test_the_rehearsal(capfd, tmp_path):
-    assert gpu.main(["--rehearse", "--minutes", "4", "--results", str(tmp_path)]) == 0
+@pytest.mark.timeout(900)
+def test_the_rehearsal(capfd, tmp_path, few_packages):
+    flags = ["--rehearse", "--minutes", "6", "--results", str(tmp_path / "results")]
+    assert gpu.main(flags) == 0
     assert "0 of the stages had something wrong" in capfd.readouterr().out
-    assert {path.stem for path in tmp_path.iterdir()} == {*run.PARTS, "train"}
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == {*PARTS, "train", "gpu_tests"}
+    lines = sum(len(path.read_text().splitlines()) for path in (tmp_path / "results").iterdir())
+    assert gpu.main(flags) == 0  # the second call finds everything there
+    assert sum(len(path.read_text().splitlines()) for path in (tmp_path / "results").iterdir()) == lines
