@@ -55,6 +55,7 @@ class Case:
     other_ms: float = 0.0
     eager: tuple[str, ...] = ()  # peers that cannot be captured: they wait for the host
     seconds: float | None = None  # about how long the rounds may take; None for all of them
+    rounds: int | None = None  # in place of ROUNDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def _timed(case, device):
             turns[name] = _prepare(build(sets), sets, device, name in case.eager)
         except Exception as error:  # a peer may fail in any way; its reason is kept
             left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    _rounds(turns, device, case.seconds)
+    _rounds(turns, device, case.seconds, case.rounds)
     ours = turns.pop("").ms
     low, middle, high = statistics.quantiles(ours, n=4)
     result = {
@@ -173,9 +174,9 @@ def in_turn(calls: dict[str, Callable[[], object]], device: str, seconds: float)
     return {name: turn.ms for name, turn in turns.items()}
 
 
-def _rounds(turns, device, seconds):
+def _rounds(turns, device, seconds, rounds=None):
     started = time.perf_counter()
-    for number in range(ROUNDS[device]):
+    for number in range(rounds or ROUNDS[device]):
         if seconds is not None and number >= FEWEST and time.perf_counter() - started > seconds:
             break
         for turn in turns.values():

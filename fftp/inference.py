@@ -7,11 +7,13 @@ from torch import nn
 
 from fftp.patching import PatchEmbed
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype:
     """auto is bfloat16 where the processor multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
+    if wanted in PRECISIONS:
+        return PRECISIONS[wanted]
     if device.type == "cuda":
         pays = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -46,9 +48,7 @@ class Prepared:
         return self.classify(self.features(log_mel))
 
     def _autocast(self, tensor):
-        return torch.autocast(
-            tensor.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16, cache_enabled=False
-        )
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
 
 def _cast(model, precision):

@@ -7,6 +7,7 @@ import torch
 from oracles import part
 from originals import TAPS_64, check_gradients, grid, load, stored, watched
 
+from bench import transformers_ast
 from fftp import AST, ASTConfig, PatchGrid, UserError, convert
 from fftp.ast_model import SIZES
 
@@ -63,48 +64,9 @@ def test_convert_refuses_another_models_tensor():
 
 
 def theirs(model):
-    """transformers' AST with our weights. eps as in PAPER_NOTES 3.5: 1e-6 in the backbone, 1e-5 in the head's norm."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    c, g = model.config, model.config.grid
-    their = transformers.ASTForAudioClassification(
-        transformers.ASTConfig(
-            hidden_size=c.dim,
-            num_hidden_layers=c.depth,
-            num_attention_heads=c.heads,
-            intermediate_size=4 * c.dim,
-            layer_norm_eps=1e-6,
-            patch_size=g.pt,
-            time_stride=g.st,
-            frequency_stride=g.sf,
-            max_length=g.T,
-            num_mel_bins=g.F,
-            num_labels=c.classes,
-        )
-    ).eval()
-    their.classifier.layernorm.eps = 1e-5
-    ours, root = model.state_dict(), "audio_spectrogram_transformer."
-    names = {
-        f"{root}embeddings.patch_embeddings.projection.bias": ours["embed.bias"],
-        f"{root}embeddings.patch_embeddings.projection.weight": ours["embed.weight"].transpose(2, 3),
-        f"{root}embeddings.cls_token": ours["embed.class_token"][None, :1],
-        f"{root}embeddings.distillation_token": ours["embed.class_token"][None, 1:],
-        f"{root}embeddings.position_embeddings": ours["embed.position"][None],
-    }
-    for kind in ("weight", "bias"):
-        names[f"{root}layernorm.{kind}"] = ours[f"norm.{kind}"]
-        names[f"classifier.layernorm.{kind}"] = ours[f"head_norm.{kind}"]
-        names[f"classifier.dense.{kind}"] = ours[f"head.{kind}"]
-        for i in range(c.depth):
-            block, layer = f"blocks.{i}", f"{root}layers.{i}"
-            q, k, v = ours[f"{block}.attention.qkv.{kind}"].chunk(3)
-            for name, tensor in (("q", q), ("k", k), ("v", v), ("o", ours[f"{block}.attention.proj.{kind}"])):
-                names[f"{layer}.attention.{name}_proj.{kind}"] = tensor
-            names[f"{layer}.layernorm_before.{kind}"] = ours[f"{block}.norm1.{kind}"]
-            names[f"{layer}.layernorm_after.{kind}"] = ours[f"{block}.norm2.{kind}"]
-            names[f"{layer}.mlp.fc1.{kind}"] = ours[f"{block}.fc1.{kind}"]
-            names[f"{layer}.mlp.fc2.{kind}"] = ours[f"{block}.fc2.{kind}"]
-    their.load_state_dict(names)
-    return their
+    """transformers' AST with our weights."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    return transformers_ast.like(model, model.head.weight.dtype)
 
 
 def perturbed(config, seed=0):
@@ -133,7 +95,7 @@ def test_transformers_ast_in_float64():
     log_mel = torch.randn(2, 64, 128, dtype=torch.float64)
     with torch.no_grad():
         # With eager attention their softmax is rounded to float32, 1e-8 by the notes. Seen through SDPA: 9e-16.
-        torch.testing.assert_close(model(log_mel), theirs(model).double()(log_mel).logits, rtol=0, atol=5e-8)
+        torch.testing.assert_close(model(log_mel), theirs(model)(log_mel).logits, rtol=0, atol=5e-8)
 
 
 def fftp_grid(pt, st, T=1000):
