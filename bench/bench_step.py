@@ -141,4 +141,4 @@ def _row(model, name):
 def _figures(model, grid):
     found = training.measured(model, "base", grid, "cuda")
     rate = 2 * STEP_PASSES * systems.config(model, "base", grid).macs().all * found["batch"] / found["step_ms"] / 1e9
-    return found | {"tflops": rate, "share_of_products": rate / ceiling("cuda").matmul_tflops}
+    return found | {"tflops": rate, "share": rate / ceiling("cuda").matmul_tflops}
