@@ -32,7 +32,7 @@ PACKAGES = (
 )
 
 
-FOLLOW_AUTOCAST = ("patch_embed", "causal_conv")  # the others compute in float32 whatever --precision says
+FOLLOW_AUTOCAST = ("patch_embed", "attention", "causal_conv")  # the others compute in float32 whatever --precision says
 
 
 def versions() -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 `kernels.dispatch` says which backend runs. Nothing here knows of models, settings or files.
 """
 
+from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
@@ -13,6 +14,7 @@ __all__ = [
     "FbankSettings",
     "apply_spec_augment",
     "apply_spec_mask",
+    "attention",
     "causal_conv",
     "causal_conv_step",
     "draw_spec_augment",

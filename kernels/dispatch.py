@@ -32,6 +32,12 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
+def _cpu_bfloat16(device: str, dtype: str) -> str | None:
+    if device != "cpu":
+        return f"it is for the CPU, where SDPA gains nothing from bfloat16; the tensors are on {device}"
+    return None if dtype == "bfloat16" else f"SDPA is the faster one in {dtype}"
+
+
 def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | None]:
     """For an operation in C (kernels/native.py) on tensors of one type, or of the one type that the operation takes."""
 
@@ -43,6 +49,10 @@ def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | 
         return importlib.import_module(f"kernels.{folder}.native").refuses()
 
     return refuses
+
+
+def _native_attention(device: str, dtype: str) -> str | None:
+    return _cpu_bfloat16(device, dtype) or _native("attention")(device, dtype)
 
 
 def _native_scan(device: str, dtype: str) -> str | None:
@@ -160,6 +170,11 @@ TABLE: dict[str, tuple[Backend, ...]] = {
             },
         ),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
+    ),
+    "attention": (
+        Backend("native", "kernels.attention.native:attention", _native_attention),
+        Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
+        Backend("reference", "kernels.attention.reference:attention"),
     ),
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import ast_model, aum_model, checkpoint, env, figures
+from fftp import allocator, ast_model, aum_model, checkpoint, env, figures
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             try:
                 dispatch.check_overrides()
+                allocator.keep_memory()
                 wanted, given = settings.from_flags(sys.argv[1:] if arguments is None else arguments)
                 with parallel.group(wanted.device):
                     out, wanted, saved = parallel.first(lambda: open_run(wanted, given))
@@ -237,6 +238,8 @@ def planned(task: Task) -> dict[str, str]:
         name = {"specmask": "apply_spec_mask", "specaugment": "apply_spec_augment"}[task.settings.augment]
         operations[name] = "float32"
     operations["patch_embed"] = precision
+    if task.settings.model == "ast" and task.config.model.depth > 1:  # the last block has class tokens to ask for alone
+        operations["attention"] = precision
     if task.settings.model == "aum":
         operations |= {"selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
