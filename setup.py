@@ -40,6 +40,7 @@ setup(
     package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
     ext_modules=[
         library("kernels/fbank", "native_lanes.h", "../native.h"),
+        library("kernels/rms_norm", "native_lanes.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),
         library("kernels/selective_scan", "native_body.h", contract="fast"),
     ],

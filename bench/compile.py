@@ -24,6 +24,7 @@ MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
 MEL_BINS = 128
 FRAMES = 1000  # of a clip, in the paper's FFTP runs on AudioSet
 SCAN_STATES, SCAN_TAPS = 16, 4  # of every AuM
+WIDTHS = (768, 384, 192)  # of its sizes
 GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
 
@@ -55,6 +56,7 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _spec_mask_cases()
     yield from _waveform_cases()
     yield from _fbank_cases()
+    yield from _rms_norm_cases()
     yield from _selective_scan_cases(arch)
 
 
@@ -254,6 +256,32 @@ def _fbank_cases():
 
 
 def _selective_scan_cases(arch):
+def _rms_norm_cases():
+    from kernels.rms_norm import kernel
+
+    for name, function, flag in (
+        ("rms_norm", kernel._forward_kernel, "ADD"),
+        ("rms_norm backward", kernel._backward_kernel, "NARROW"),
+    ):
+        for dtype in ("bf16", "fp16", "fp32"):
+            for width in WIDTHS:
+                block = 1 << (width - 1).bit_length()
+                constants = {"INTERPRETED": False, "BLOCK_R": kernel.BLOCK // block, "BLOCK_D": block}
+                constants[flag] = flag == "ADD" or dtype != "fp32"
+                pointers = dict.fromkeys(_pointers(function), "*fp32")
+                pointers |= {a: f"*{dtype}" for a in ("x_ptr", "normed_ptr", "grad_ptr", "d_x_ptr") if a in pointers}
+                yield Case(
+                    kernel=name,
+                    config=f"{dtype}, width {width}",
+                    function=function,
+                    types=_numbers(function, constants) | pointers | {"eps": "fp32"},
+                    constants=constants,
+                    divisible=("D",),
+                    options={"num_warps": kernel.WARPS},
+                    tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
+                )
+
+
     from kernels.selective_scan import kernel
 
     typed = (

@@ -16,6 +16,7 @@ PARTS = {
     "spec_mask": "SpecMask, drawn and painted",
     "fbank": "Front end: waveform to log-mel",
     "selective_scan": "AuM's scan, both directions",
+    "rms_norm": "AuM's residual addition and norm",
 }
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
 NAMES = {"ast": "AST", "aum": "AuM"}

@@ -15,7 +15,7 @@ import torch
 from bench import measure
 from train import machine
 
-PARTS = ("patch_embed", "spec_mask", "fbank", "selective_scan")
+PARTS = ("patch_embed", "spec_mask", "fbank", "selective_scan", "rms_norm")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -58,7 +58,8 @@ def other_kernels_package() -> str | None:
 def instruction_set() -> str | None:
     """The one that operations in C use, in words; None where no library is built that they can use."""
     libraries = (
-        importlib.import_module(f"kernels.{name}.native").LIBRARY for name in ("waveform", "fbank", "selective_scan")
+        importlib.import_module(f"kernels.{name}.native").LIBRARY
+        for name in ("waveform", "fbank", "rms_norm", "selective_scan")
     )
     return next((library.instruction_set() for library in libraries if library.refuses() is None), None)
 
@@ -209,6 +210,11 @@ def _cases(device):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+    def norm(x, residual, weight):
+        return torch.cat(kernels.rms_norm(x, residual, weight, 1e-5))
+
+    yield "rms_norm", norm, [made(2, 19, 24), made(2, 19, 24), made(24)]
+
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments not in ([], ["--check"]):
         print("error: python -m fftp.env takes --check or nothing.", file=sys.stderr)

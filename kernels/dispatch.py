@@ -45,8 +45,9 @@ def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | 
     return refuses
 
 
-def _native_scan(device: str, dtype: str) -> str | None:
-    return _cpu_float32(device, dtype) or _native("selective_scan")(device, dtype)
+def _native_float32(folder: str) -> Callable[[str, str], str | None]:
+    """For an operation in C that takes every type but float64."""
+    return lambda device, dtype: _cpu_float32(device, dtype) or _native(folder)(device, dtype)
 
 
 def _triton(device: str, dtype: str) -> str | None:
@@ -163,15 +164,20 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
+    "rms_norm": (
+        Backend("triton", "kernels.rms_norm.fused:rms_norm", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.rms_norm.native:rms_norm", _native_float32("rms_norm")),
+        Backend("reference", "kernels.rms_norm.reference:rms_norm"),
+    ),
         Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
-        Backend("native", "kernels.selective_scan.native:selective_scan", _native_scan),
+        Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
         Backend("triton", "kernels.selective_scan.fused:causal_conv", _triton_float32, _INTERPRETED),
         Backend("causal_conv1d", "kernels.selective_scan.stock:causal_conv", _causal_conv1d),
-        Backend("native", "kernels.selective_scan.native:causal_conv", _native_scan),
+        Backend("native", "kernels.selective_scan.native:causal_conv", _native_float32("selective_scan")),
         Backend("reference", "kernels.selective_scan.reference:causal_conv"),
     ),
 }

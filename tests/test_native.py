@@ -237,7 +237,7 @@ def test_the_libraries_build_from_these_sources(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     for path in (
         p
-        for folder in ("kernels", "kernels/fbank", "kernels/waveform", "kernels/selective_scan")
+        for folder in ("kernels", "kernels/fbank", "kernels/rms_norm", "kernels/waveform", "kernels/selective_scan")
         for p in (ROOT / folder).glob("*.[ch]")
     ):
         target = tmp_path / path.relative_to(ROOT)

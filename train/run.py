@@ -229,7 +229,7 @@ def planned(task: loop.Task) -> dict[str, str]:
         operations[name] = "float32"
     operations["patch_embed"] = precision
     if task.settings.model == "aum":
-        operations |= {"selective_scan": "float32", "causal_conv": precision}
+        operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 
