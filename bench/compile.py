@@ -58,6 +58,7 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _fbank_cases()
     yield from _rms_norm_cases()
     yield from _selective_scan_cases(arch)
+    yield from _chunked_scan_cases(arch)
 
 
 def _patch_embed_cases(arch):
@@ -255,7 +256,6 @@ def _fbank_cases():
         )
 
 
-def _selective_scan_cases(arch):
 def _rms_norm_cases():
     from kernels.rms_norm import kernel
 
@@ -282,6 +282,7 @@ def _rms_norm_cases():
                 )
 
 
+def _selective_scan_cases(arch):
     from kernels.selective_scan import kernel
 
     typed = (
@@ -335,6 +336,40 @@ def _rms_norm_cases():
                 divisible=("E", "stride_u"),
                 options={"num_warps": at.warps},
             )
+
+
+def _chunked_scan_cases(arch):
+    from kernels.selective_scan import chunked_kernel, kernel
+
+    at = kernel.BLOCKS["scan", arch]
+    ways = {"REVERSE": False, "INTERPRETED": False}
+    block = {"CHUNK": chunked_kernel.LONG_CHUNK, "BLOCK_E": at.channels, "BLOCK_S": SCAN_STATES}
+    typed = ("u_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "out_ptr")
+    divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
+    for name, function, flags, warps, dtypes in (
+        ("scan of chunks, ends", chunked_kernel._ends_kernel, block, at.warps, ("bf16", "fp16", "fp32")),
+        ("scan of chunks", chunked_kernel._outputs_kernel, block, at.warps, ("bf16", "fp16", "fp32")),
+        (
+            "scan of chunks, carried",
+            chunked_kernel._carry_kernel,
+            {"BLOCK": chunked_kernel.CARRIED},
+            chunked_kernel.CARRY_WARPS,
+            ("fp32",),
+        ),
+    ):
+        for dtype in dtypes:
+            for two in (True, False):
+                constants = ways | flags | {"TWO": two}
+                pointers = dict.fromkeys(_pointers(function), "*fp32")
+                yield Case(
+                    kernel=name,
+                    config=f"{dtype}, {'both ways' if two else 'one way'}",
+                    function=function,
+                    types=_numbers(function, constants) | pointers | {a: f"*{dtype}" for a in typed if a in pointers},
+                    constants=constants,
+                    divisible=[a for a in divisible if a in function.arg_names],
+                    options={"num_warps": warps},
+                )
 
 
 def _pointers(function) -> list[str]:

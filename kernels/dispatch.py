@@ -94,12 +94,14 @@ class Backend:
     path: "module:function", imported when it is first chosen, so that no backend costs anything until it runs.
     refuses: (device type, dtype name) -> the reason why it cannot run, or None.
     by_name_only: device type -> why `--fused` passes it over there, although it can run; FFTP_BACKEND still reaches it.
+    forward_only: it refuses tensors that require gradients.
     """
 
     name: str
     path: str
     refuses: Callable[[str, str], str | None] = _always
     by_name_only: dict[str, str] = field(default_factory=dict)
+    forward_only: bool = False
 
     def load(self) -> Callable:
         return _load(self.path)
@@ -162,13 +164,23 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         ),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
-    "selective_scan": (
-        Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
     "rms_norm": (
         Backend("triton", "kernels.rms_norm.fused:rms_norm", _triton_float32, _INTERPRETED),
         Backend("native", "kernels.rms_norm.native:rms_norm", _native_float32("rms_norm")),
         Backend("reference", "kernels.rms_norm.reference:rms_norm"),
     ),
+    "selective_scan": (
+        Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
+        Backend(
+            "triton_chunked",
+            "kernels.selective_scan.chunked:selective_scan",
+            _triton_float32,
+            {
+                **_INTERPRETED,
+                "cuda": "it makes every exponential twice and serves single clips, without gradients: ask by FFTP_BACKEND",
+            },
+            forward_only=True,
+        ),
         Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
