@@ -171,6 +171,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
+        Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
         Backend(
             "triton_chunked",
             "kernels.selective_scan.chunked:selective_scan",
@@ -181,7 +182,6 @@ TABLE: dict[str, tuple[Backend, ...]] = {
             },
             forward_only=True,
         ),
-        Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
