@@ -55,7 +55,7 @@ def _case(name, B, device, precision, peers):
         set_bytes=4 * B * grid.T * grid.F,
         bytes=systems.TYPES[precision].itemsize * 86e6,
         flops=2.0 * B * (macs.macs().all - macs.spared()),
-        rounds=ROUNDS.get(B) if device == "cpu" else None,
+        rounds=ROUNDS.get(B, 0) if device == "cpu" else 0,
     )
 
 

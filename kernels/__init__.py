@@ -6,6 +6,7 @@
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
+from kernels.rms_norm import rms_norm
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
@@ -24,6 +25,7 @@ __all__ = [
     "paint",
     "patch_embed",
     "remove_mean",
+    "rms_norm",
     "selective_scan",
     "selective_scan_step",
     "waveforms",

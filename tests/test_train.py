@@ -220,6 +220,9 @@ def test_fused_and_reference_give_the_same_loss_curve(tmp_path, capsys, monkeypa
     fused = losses(tmp_path / "fused", capsys, monkeypatch, *flags, "--fused")
     changed = runs.result(tmp_path / "fused")["backends"]
     assert changed != runs.result(tmp_path / "plain")["backends"]  # or nothing was compared
+    assert {"rms_norm", "selective_scan", "causal_conv"} < changed.keys()
+    # What ran is what the first line and settings.json had said.
+    assert changed == json.loads((tmp_path / "fused" / "settings.json").read_text())["backends"]
     difference = np.abs(fused - plain) / plain
     assert len(difference) == 50
     # The other order of sums in the fused backends, carried on by fifty steps: seen 9e-8 at the first step and 4e-7

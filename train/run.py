@@ -241,7 +241,7 @@ def planned(task: Task) -> dict[str, str]:
     if task.settings.model == "ast" and task.config.model.depth > 1:  # the last block has class tokens to ask for alone
         operations["attention"] = precision
     if task.settings.model == "aum":
-        operations |= {"selective_scan": "float32", "causal_conv": precision}
+        operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 
