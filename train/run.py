@@ -296,6 +296,8 @@ def step_line(task: Task) -> str:
         parts.append(f"over {parallel.size()} processes")
     if task.settings.accumulate > 1:
         parts.append(f"in {task.settings.accumulate} micro-batches")
+    if task.device.type == "cpu":
+        return " ".join(parts)
     return " ".join(parts) + (f"; no CUDA graph: {reason}" if reason else "; one CUDA graph")
 
 
