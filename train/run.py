@@ -3,7 +3,9 @@
 Ends with exit code 0 when done, 2 for what the user can mend (one sentence says what), 130 when interrupted.
 """
 
+import csv
 import hashlib
+import io
 import json
 import shlex
 import sys
@@ -131,6 +133,8 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
         about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(device)}
         written = {"settings": settings.to_dict(wanted), "resolved": resolved, **about, "backends": planned(task)}
         checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
+    if dataset.copies_differ:
+        checkpoint.replace(out / "clips.csv", clip_list(packed).encode())
     trainer = fit(task)
     result = report(task, trainer, packed)
     checkpoint.replace(out / "result.json", json.dumps(result, indent=1).encode())
@@ -181,19 +185,19 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
     }
 
 
+def model_of(wanted: Settings, classes: int) -> ast_model.ASTConfig | aum_model.AuMConfig:
+    """The configuration of the run's model. Raises UserError when the patch does not fit."""
+    depth = {"depth": wanted.depth} if wanted.depth else {}
+    shared = {"grid": check_geometry(wanted), "classes": classes, "positions": wanted.positions}
+    if wanted.model == "ast":
+        return ast_model.ASTConfig(**shared, tokens=wanted.tokens, **(ast_model.SIZES[wanted.size] | depth))
+    where = {"directions": wanted.directions, "place": wanted.place}
+    return aum_model.AuMConfig(**shared, **where, **(aum_model.SIZES[wanted.size] | depth))
+
+
 def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.Task:
     """Model, front end and feeds."""
-    grid = check_geometry(wanted)
-    classes = len(packed.classes)
-    if wanted.model == "ast":
-        size = ast_model.SIZES[wanted.size] | ({"depth": wanted.depth} if wanted.depth else {})
-        model = ast_model.ASTConfig(
-            grid=grid, classes=classes, tokens=wanted.tokens, positions=wanted.positions, **size
-        )
-    else:
-        size = aum_model.SIZES[wanted.size] | ({"depth": wanted.depth} if wanted.depth else {})
-        where = {"directions": wanted.directions, "place": wanted.place, "positions": wanted.positions}
-        model = aum_model.AuMConfig(grid=grid, classes=classes, **where, **size)
+    model = model_of(wanted, len(packed.classes))
     level = {"mean": resolved["mean"], "std": resolved["std"]}
     config = checkpoint.CheckpointConfig(
         model=model,
@@ -267,8 +271,22 @@ def announce(task: loop.Task, packed: Pack) -> None:
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
     )
     print(f"samples: {task.train.source}")
+    if packed.absent:
+        total = len(packed.names) + len(packed.skipped) + len(packed.absent)
+        print(f"{len(packed.absent)} of {total} listed clips have no file: {clips.listed(packed.absent)}")
     if packed.skipped:
         print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
+
+
+def clip_list(packed: Pack) -> str:
+    """Which clips the run had, which were listed and not there, and which could not be used: a CSV."""
+    used = zip(packed.names, packed.splits, strict=True)
+    rows = [("name", "split", "state"), *((name, clips.SPLITS[split], "used") for name, split in used)]
+    rows += [(name, "", "absent") for name in packed.absent]
+    rows += [(name, "", "skipped") for name, _ in packed.skipped]
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    return written.getvalue()
 
 
 def fit(task: loop.Task) -> loop.Trainer:
@@ -354,6 +372,7 @@ def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, An
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "macs": macs._asdict(),
         "clips": {split: len(packed.indices(split)) for split in clips.SPLITS},
+        "absent_clips": len(packed.absent),
         "skipped_files": [{"file": name, "reason": reason} for name, reason in packed.skipped],
         "precision": str(task.precision).removeprefix("torch."),
         "machine": machine.describe(task.device),

@@ -27,6 +27,7 @@ class Pack:
     classes: tuple[str, ...]
     skipped: list[tuple[str, str]]  # (name, reason) of the files left out
     sample_rate: int  # Hz
+    absent: tuple[str, ...] = ()  # names of listed clips that are not there
 
     def indices(self, split: str) -> np.ndarray:
         """The numbers of a split's clips, rising: int64."""
@@ -51,15 +52,17 @@ def pack(
         return _pack_arrays(dataset, sample_rate, min_samples)
     room = cache.folder()
     with cache.explained(room):
-        sizes, digests = cache.identify(dataset.clips, room, progress)
+        sizes, digests = cache.identify(dataset.clips, room, progress, skip_bad_files)
         path = room / "packs" / cache.key(dataset.clips, digests, sample_rate, min_samples)
         index = cache.read_index(path)
         if index is None:
-            tasks = [Task(clip.source, clip.name, size) for clip, size in zip(dataset.clips, sizes, strict=True)]
+            with_size = zip(dataset.clips, sizes, strict=True)
+            tasks = [Task(clip.source, clip.name, size, clip.segment) for clip, size in with_size]
             with cache.unfinished(path) as beside:
-                decoded = decode_all(tasks, sample_rate, min_samples, workers)
-                index = cache.write(beside, decoded, len(tasks), progress)
-                _refuse_bad(dataset, cache.reasons(index), skip_bad_files)  # such a pack is not worth its disk
+                done = cache.finished(beside)
+                decoded = decode_all(tasks[len(done) :], sample_rate, min_samples, workers)
+                index = cache.write(beside, done, decoded, len(tasks), progress)
+                _refuse_bad(dataset, cache.reasons(index), skip_bad_files)  # such a pack takes no name yet
                 cache.take_name(beside, path)
     reasons = cache.reasons(index)
     _refuse_bad(dataset, reasons, skip_bad_files)
@@ -95,6 +98,7 @@ def _assemble(
         classes=dataset.classes,
         skipped=[(dataset.clips[i].name, reason) for i, reason in sorted(reasons.items())],
         sample_rate=sample_rate,
+        absent=dataset.absent,
     )
 
 
