@@ -306,8 +306,8 @@ def test_the_processes_end_with_a_killed_parent():
         "import os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from train.data.decode import _stay_with_parent\n"
-        "with ProcessPoolExecutor(1, get_context('spawn'), _stay_with_parent) as pool:\n"
+        "from train.data.decode import stay_with_parent\n"
+        "with ProcessPoolExecutor(1, get_context('spawn'), stay_with_parent) as pool:\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from bench import measure, report
 from fftp import convert
-from train import settings
+from train import reproduce, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,7 +60,11 @@ def test_flags_in_code_spans_exist(path):
         "--help",
         "--rehearse",
     }
-    known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
+    known |= {
+        f"--{field.name.replace('_', '-')}"
+        for options in (convert.Options, reproduce.Options)
+        for field in fields(options)
+    }
     other = {
         "--file",
         "--checkpoint",
@@ -71,6 +75,7 @@ def test_flags_in_code_spans_exist(path):
         "--slow",
         "--markdown",
         "--inplace",
+        "--baseline",
         "--check",
         "--help",
     }

@@ -102,8 +102,10 @@ def _free_folder(wanted: Settings) -> Path:
     return out
 
 
-def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train, evaluate, and write everything into out. Returns what result.json holds."""
+def prepare(
+    wanted: Settings, out: Path, saved: dict[str, Any] | None = None
+) -> tuple[loop.Task, Pack, data.DataSet, dict]:
+    """What a run works on, its data, and what was decided where the settings leave it open."""
     dispatch.use_fused(wanted.fused)
     dispatch.forget()
     if saved is not None:
@@ -119,7 +121,12 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
             "add recordings."
         )
     resolved = resolve(wanted, packed, dataset, fbank, device, saved)
-    task = build(wanted, resolved, packed, dataset, fbank, device, out)
+    return build(wanted, resolved, packed, dataset, fbank, device, out), packed, dataset, resolved
+
+
+def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write everything into out. Returns what result.json holds."""
+    task, packed, dataset, resolved = prepare(wanted, out, saved)
     if (out / "result.json").exists():
         print(f"The run in {out} is finished: its result.json has the figures.")
         return json.loads((out / "result.json").read_text())
@@ -130,7 +137,7 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
             out.mkdir(parents=True, exist_ok=True)
         except (NotADirectoryError, FileExistsError, PermissionError) as error:
             raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
-        about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(device)}
+        about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(task.device)}
         written = {"settings": settings.to_dict(wanted), "resolved": resolved, **about, "backends": planned(task)}
         checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
     if dataset.copies_differ:

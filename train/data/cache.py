@@ -249,13 +249,14 @@ def take_name(beside: Path, folder: Path) -> None:
     """Rename a finished pack; where another process has finished the same one before, that one stays."""
     if folder.exists() and read_index(folder) is None:
         shutil.rmtree(folder)
-    for name in (_CLIPS, _LOCK):
-        (beside / name).unlink(missing_ok=True)
     try:
         os.rename(beside, folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        folder = beside
+    for name in (_CLIPS, _LOCK):  # the list last of all: whoever is killed before has lost nothing
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_stale(packs: Path) -> None:

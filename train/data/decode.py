@@ -113,7 +113,7 @@ class _Decoders:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_stay_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=stay_with_parent)
 
 
 def _loaded(task: Task, reader: shards.Reader) -> Task:
@@ -149,7 +149,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stay_with_parent() -> None:
+def stay_with_parent() -> None:
     """In a new process: leave Ctrl-C to the parent, and end when it does, even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
