@@ -284,6 +284,17 @@ def test_bad_json(root, text):
     assert "eval.json is no list as AST has them" in refused(root)
 
 
+@pytest.mark.parametrize("place", ["", "datafiles", "data/datafiles"])
+def test_the_names_of_asts_own_lists(root, place):
+    to_json(root)
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (root / "balanced_train.json").rename(root / place / "balanced_train_data_type1_2_mean.json")
+    (root / "eval.json").rename(root / place / "eval_data.json")
+    assert load(root).counts() == {"train": 5, "validation": 0, "test": 3}
+    (root / place / "eval_data_2.json").touch()
+    assert "holds eval_data.json and eval_data_2.json: choose with --test-list" in refused(root)
+
+
 def test_lists_that_do_not_exist(root):
     assert "--train-list: " in refused(root, train_list="absent.csv")
     assert "absent.csv does not exist" in refused(root, train_list="eval_segments.csv,absent.csv")

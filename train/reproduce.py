@@ -8,9 +8,8 @@ import json
 import multiprocessing
 import shlex
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,16 +18,14 @@ import torch
 
 from fftp import checkpoint, command, figures
 from fftp.errors import UserError
-from train import lines, loop, pictures, recipe_table, settings, tables
+from train import estimate, lines, pictures, recipe_table, settings, tables
 from train import run as train_run
 from train.data.decode import stay_with_parent
-from train.feed import Feed
 
 PROG = "python -m train.reproduce"
 # What makes a system where a data set has no recipe of its own for it; the rest is the data set's default.
 GEOMETRY = ("model", "directions", "place", "tokens", "patch", *settings.GEOMETRY, "augment")
 SPEC_AUGMENT = ("mask_max_frequency", "mask_max_time", "mask_fill")
-WARM_UP, MEASURED, MEASURED_CLIPS = 2, 5, 32  # steps and test clips that a dry run times
 LATENCY_RUNS = 20
 
 
@@ -92,6 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
         return carry_out(table, plan, out, go_on(own, extra, out))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not checkpoint.disk_full(error):
+            raise
+        print(f"error: The disk of {out} is full: make room, then `{go_on(own, extra, out)}`.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         then = f"go on with `{go_on(own, extra, out)}`" if out else "nothing had been written yet"
@@ -276,41 +278,12 @@ def dry_run(plan: list[Run]) -> None:
     print(f"{len(plan)} runs, {len(plan) - len(unfinished)} of them finished.")
     for system in dict.fromkeys(run.system for run in unfinished):
         runs = [run for run in unfinished if run.system is system]
-        seconds, said = estimate(list(runs[0].flags))
+        seconds, said = estimate.of_run(list(runs[0].flags))
         total += seconds * len(runs)
-        print(f"{system.name}: seeds {', '.join(str(run.seed) for run in runs)}; {said}; {_time(seconds)} each")
+        seeds = ", ".join(str(run.seed) for run in runs)
+        print(f"{system.name}: seeds {seeds}; {said}; {estimate.text(seconds)} each")
         print(f"  python -m train.run {shlex.join(runs[0].flags)}", flush=True)
-    print(f"about {_time(total)} in all on this machine")
-
-
-def estimate(flags: list[str]) -> tuple[float, str]:
-    """(seconds that a run takes, what was measured)."""
-    wanted, _ = settings.from_flags(flags)
-    with tempfile.TemporaryDirectory(prefix="fftp-") as folder:
-        task, packed, _, _ = train_run.prepare(replace(wanted, out=folder), Path(folder))
-
-        def short(steps: int) -> loop.Trainer:
-            few = replace(wanted, max_steps=steps, average_last=0, out=folder)
-            return loop.Trainer(replace(task, settings=few, validation=None), lambda *_: None)
-
-        short(WARM_UP).epoch()
-        step = short(MEASURED).epoch()["step_ms"] / 1000
-        test = packed.indices("test")
-        some = Feed(task.train.source, test[:MEASURED_CLIPS], task.train.front_end)
-        loop.evaluate(task, some)
-        started = time.perf_counter()
-        loop.evaluate(task, some)
-        clip = (time.perf_counter() - started) / len(some)
-        whole = loop.Trainer(task, lambda *_: None)
-    evaluated = len(test) + whole.epochs * len(packed.indices("validation"))
-    said = f"{whole.total} steps of {1000 * step:.0f} ms, {evaluated} clips evaluated at {1000 * clip:.1f} ms"
-    return whole.total * step + evaluated * clip, said
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    print(f"about {estimate.text(total)} in all on this machine")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from train.data.clips import Clip, DataSet, Row, data_folder, listed, nearest
 
 CLASS_LIST = "class_labels_indices.csv"
 CLIP_SECONDS = 10.0
-# Where the lists lie when no setting says so, below the data root: one line a form.
+# Where the lists lie when no setting says so, as patterns below the data root.
 USUAL = {
     "segment CSVs": {"train": ("balanced_train_segments.csv",), "test": ("eval_segments.csv",)},
     "JSON lists": {
-        "train": ("balanced_train.json", "balanced_train_data.json", "datafiles/balanced_train_data.json"),
-        "test": ("eval.json", "eval_data.json", "datafiles/eval_data.json"),
+        "train": ("balanced_train*.json", "datafiles/balanced_train*.json", "data/datafiles/balanced_train*.json"),
+        "test": ("eval*.json", "datafiles/eval*.json", "data/datafiles/eval*.json"),
     },
     "parquet shards": {"train": ("data/bal_train", "bal_train"), "test": ("data/eval", "eval")},
 }
@@ -95,25 +95,34 @@ def _lists(root: Path, settings: Any) -> dict[str, list[Path]]:
                 raise UserError(
                     f"--{split}-list: {path} does not exist: give lists below the data root, or full paths."
                 )
-    found = {form: {s: _first(root, names) for s, names in usual.items()} for form, usual in USUAL.items()}
-    whole = [form for form, lists in found.items() if all(chosen[s] or lists[s] for s in given)]
-    if not all(chosen.values()):
-        if not whole:
-            raise UserError(
-                f"{root} holds no lists of AudioSet ({' or '.join(u['train'][0] for u in USUAL.values())}, and the same of "
-                "the evaluation set): put them there, or name them with --train-list and --test-list."
-            )
-        if len(whole) > 1:
-            raise UserError(
-                f"{root} holds AudioSet's lists as {' and as '.join(whole)}: choose with --train-list and --test-list."
-            )
-    return {split: chosen[split] or [found[whole[0]][split]] for split in given}
+    if all(chosen.values()):
+        return chosen
+    usual = {
+        form: {split: chosen[split] or _usual(root, patterns[split], split) for split in given}
+        for form, patterns in USUAL.items()
+    }
+    whole = [form for form, lists in usual.items() if all(lists.values())]
+    if not whole:
+        raise UserError(
+            f"{root} holds no lists of AudioSet ({' or '.join(patterns['train'][0] for patterns in USUAL.values())}, and the "
+            "same of the evaluation set): put them there, or name them with --train-list and --test-list."
+        )
+    if len(whole) > 1:
+        raise UserError(
+            f"{root} holds AudioSet's lists as {' and as '.join(whole)}: choose with --train-list and --test-list."
+        )
+    return usual[whole[0]]
 
 
-def _first(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the names that is there; a folder counts when it holds shards."""
-    paths = (root / name for name in names)
-    return next((path for path in paths if (any(path.glob("*.parquet")) if path.is_dir() else path.is_file())), None)
+def _usual(root: Path, patterns: tuple[str, ...], split: str) -> list[Path]:
+    """The list that fits the first pattern which any fits; a folder counts when it holds shards. UserError for several."""
+    for pattern in patterns:
+        found = [path for path in sorted(root.glob(pattern)) if path.is_file() or any(path.glob("*.parquet"))]
+        if len(found) > 1:
+            raise UserError(f"{root} holds {found[0].name} and {found[1].name}: choose with --{split}-list.")
+        if found:
+            return found
+    return []
 
 
 def _read(path: Path) -> Iterator[Entry]:

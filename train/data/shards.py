@@ -39,7 +39,9 @@ def labels_of(shard: Path) -> list[Labelled]:
             raise UserError(f"The column 'audio' of the shard {shard} holds no 'bytes': get the shard anew.")
         wanted = [name for name in ("video_id", "labels", "human_labels") if name in present]
         rows = file.read(columns=wanted).to_pylist()
-    return [Labelled(row["video_id"], tuple(row["labels"]), tuple(row.get("human_labels") or ())) for row in rows]
+    return [
+        Labelled(str(row["video_id"]), tuple(row["labels"] or ()), tuple(row.get("human_labels") or ())) for row in rows
+    ]
 
 
 class Reader:

@@ -1,0 +1,43 @@
+"""How long a run will take, judged by a few of its steps."""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from train import loop, settings
+from train import run as train_run
+from train.feed import Feed
+
+WARM_UP, MEASURED, MEASURED_CLIPS = 2, 5, 32  # steps and test clips that are timed
+
+
+def of_run(flags: list[str]) -> tuple[float, str]:
+    """(seconds that `python -m train.run flags` takes here, what was measured). Nothing of it is kept but packed data."""
+    wanted, _ = settings.from_flags(flags)
+    with tempfile.TemporaryDirectory(prefix="fftp-") as folder:
+        task, packed, _, _ = train_run.prepare(replace(wanted, out=folder), Path(folder))
+
+        def short(steps: int) -> loop.Trainer:
+            few = replace(wanted, max_steps=steps, average_last=0, out=folder)
+            return loop.Trainer(replace(task, settings=few, validation=None), lambda *_: None)
+
+        whole = loop.Trainer(task, lambda *_: None)
+        short(WARM_UP).epoch()
+        step = short(MEASURED).epoch()["step_ms"] / 1000
+        test = packed.indices("test")
+        some = Feed(task.train.source, test[:MEASURED_CLIPS], task.train.front_end)
+        loop.evaluate(task, some)
+        started = time.perf_counter()
+        loop.evaluate(task, some)
+        clip = (time.perf_counter() - started) / len(some)
+    evaluated = len(test) + whole.epochs * len(packed.indices("validation"))
+    said = f"{whole.total} steps of {1000 * step:.0f} ms, {evaluated} clips evaluated at {1000 * clip:.1f} ms"
+    return whole.total * step + evaluated * clip, said
+
+
+def text(seconds: float) -> str:
+    """For people: seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
