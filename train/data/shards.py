@@ -12,7 +12,7 @@ from pathlib import Path
 from fftp.errors import UserError
 from train.data.clips import Row
 
-_ROWS_AT_A_TIME = 8  # of audio held in memory: some 1.5 MB each
+_ROWS_AT_A_TIME = 8  # of audio handed out together, beside the page that they lie in (at most a row group, unpacked whole)
 _BUFFER = 1 << 20  # bytes of a column read at a time, in place of the whole of it
 
 
@@ -45,7 +45,7 @@ def labels_of(shard: Path) -> list[Labelled]:
 
 
 class Reader:
-    """The bytes of rows, best asked for in rising order: a few rows at a time are in memory."""
+    """The bytes of rows, best asked for in rising order: at most a row group is in memory."""
 
     def __init__(self):
         self._shard, self._next, self._rows = None, 0, iter(())
