@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
-from train import recipe_table, reproduce, settings, tables
+from train import estimate, recipe_table, reproduce, settings, tables
 from train import run as train_run
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def _reordered(opened):
 
 
 def test_tables_two_and_three_share_their_runs(tmp_path, capsys, here, monkeypatch):
-    monkeypatch.setattr(reproduce, "LATENCY_RUNS", 2)
+    monkeypatch.setattr(estimate, "ROUNDS", 3)
     for name, systems in (
         ("table1", tables.TABLE1[2:4]),
         ("table2", tables.TABLE2[::5]),

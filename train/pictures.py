@@ -85,6 +85,7 @@ def systems_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
     )
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8)
     figures.save(figure, path)
 

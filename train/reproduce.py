@@ -8,13 +8,9 @@ import json
 import multiprocessing
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
-import torch
 
 from fftp import checkpoint, command, figures
 from fftp.errors import UserError
@@ -26,7 +22,6 @@ PROG = "python -m train.reproduce"
 # What makes a system where a data set has no recipe of its own for it; the rest is the data set's default.
 GEOMETRY = ("model", "directions", "place", "tokens", "patch", *settings.GEOMETRY, "augment")
 SPEC_AUGMENT = ("mask_max_frequency", "mask_max_time", "mask_fill")
-LATENCY_RUNS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +167,7 @@ def keep_plan(out: Path, options: Options, extra: list[str]) -> None:
 
 def carry_out(table: str, plan: list[Run], out: Path, again: str) -> int:
     """Do what is left of the plan, with the table and pictures after each run. Returns the exit code."""
-    kept = keep_lines(out, plan, table)
+    kept = keep_lines(out, plan)
     for number, run in enumerate(plan, 1):
         if run.finished:
             continue
@@ -185,8 +180,10 @@ def carry_out(table: str, plan: list[Run], out: Path, again: str) -> int:
                 file=sys.stderr if code < 0 else sys.stdout,
             )
             return code if code in (1, 2) else 2
-        kept = keep_lines(out, plan, table)
+        kept = keep_lines(out, plan)
         checkpoint.replace(out / f"{table}.md", tables.render(table, kept).encode())
+    if table == "table3":
+        kept = with_latencies(out, plan, kept)
     text = tables.render(table, kept)
     checkpoint.replace(out / f"{table}.md", text.encode())
     draw(table, plan, kept, out)
@@ -214,44 +211,50 @@ def _train(flags: list[str]) -> None:
     sys.exit(train_run.main(flags))
 
 
-def keep_lines(out: Path, plan: list[Run], table: str) -> list[dict]:
-    """results.jsonl with a line for every finished run, and those of this plan.
-
-    A line that was cut off is written anew; those of other tables and seeds stay.
-    """
+def read_lines(out: Path) -> list[dict]:
+    """What results.jsonl holds; a line that was cut off is left out."""
     path, kept = out / "results.jsonl", []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             kept.append(json.loads(text))
         except ValueError:
             continue
+    return kept
+
+
+def write_lines(out: Path, kept: list[dict]) -> None:
+    if kept:
+        checkpoint.replace(out / "results.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def keep_lines(out: Path, plan: list[Run]) -> list[dict]:
+    """results.jsonl with a line for every finished run, and those of this plan.
+
+    A line that was cut off is written anew; those of other tables and seeds stay.
+    """
+    kept = read_lines(out)
     place = {(line["system"], line["case"]["seed"]): i for i, line in enumerate(kept)}
     for run in plan:
         at = place.get((run.system.recipe, run.seed))
         if run.finished and at is None:
             grid = checkpoint.read_config(checkpoint.find(run.out)).model.grid
             kept.append(lines.line_of(run.out) | {"part": "reproduce", "system": run.system.recipe, "patches": grid.N})
-            at = len(kept) - 1
-        if at is not None and table == "table3" and "latency_ms" not in kept[at]:
-            kept[at]["latency_ms"] = latency(run.out)
-    if kept:
-        checkpoint.replace(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    write_lines(out, kept)
     wanted = {(run.system.recipe, run.seed) for run in plan}
     return [line for line in kept if (line["system"], line["case"]["seed"]) in wanted]
 
 
-@torch.inference_mode()
-def latency(out: Path) -> float:
-    """Milliseconds for one clip alone, from log-mel to logits in float32: the median of a few runs after a warm-up."""
-    model, config = checkpoint.load(out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, grid = model.to(device), config.model.grid
-    log_mel, times = torch.zeros(1, grid.T, grid.F, device=device), []
-    for _ in range(LATENCY_RUNS + 3):
-        started = time.perf_counter()
-        model(log_mel).cpu()
-        times.append(1000 * (time.perf_counter() - started))
-    return float(np.median(times[3:]))
+def with_latencies(out: Path, plan: list[Run], kept: list[dict]) -> list[dict]:
+    """The lines, those of seed 0 with the time of a clip alone: all systems in turn, once every one is trained."""
+    if all("latency_ms" in line for line in kept if line["case"]["seed"] == 0):
+        return kept
+    found = estimate.alone({run.system.recipe: run.out for run in plan if run.seed == 0})
+
+    def with_latency(line: dict) -> dict:
+        return line | (found.get(line["system"], {}) if line["case"]["seed"] == 0 else {})
+
+    write_lines(out, [with_latency(line) for line in read_lines(out)])
+    return [with_latency(line) for line in kept]
 
 
 def draw(table: str, plan: list[Run], kept: list[dict], out: Path) -> None:

@@ -98,12 +98,11 @@ def render(table: str, lines: list[dict]) -> str:
     marks: dict[str, int] = {}
     rows = [[head.format(metric=_TITLES[metric]) for head in HEADS[table]]]
     rows.append(["---"] * len(rows[0]))
-    square = _median(lines, TABLE2[0].recipe, "latency_ms")
     for system in SYSTEMS[table]:
         ours = [line for line in lines if line["system"] == system.recipe]
         notes = "".join(f" [{marks.setdefault(note, len(marks) + 1)}]" for note in system.notes)
         score = spread([line["metrics"][metric] for line in ours])
-        cells = {"table1": _row1, "table2": _row2, "table3": _row3}[table](system, ours, score, square)
+        cells = {"table1": _row1, "table2": _row2, "table3": _row3}[table](system, ours, score)
         rows.append([system.name + notes, *cells])
     for note in _TABLE_NOTES[table]:
         marks.setdefault(note, len(marks) + 1)
@@ -113,31 +112,27 @@ def render(table: str, lines: list[dict]) -> str:
     return f"{about}\n\n{text}\n\n{notes}"
 
 
-def _row1(system: System, ours: list[dict], score: str, square: float | None) -> list[str]:
+def _row1(system: System, ours: list[dict], score: str) -> list[str]:
     patches = str(ours[0]["patches"]) if ours else ""
     return [patches, str(len(ours)), score, f"{system.paper['map']:.2f}", f"{system.paper['accuracy']:.2f}"]
 
 
-def _row2(system: System, ours: list[dict], score: str, square: float | None) -> list[str]:
+def _row2(system: System, ours: list[dict], score: str) -> list[str]:
     patches = str(ours[0]["patches"]) if ours else ""
     return [patches, str(len(ours)), score, str(system.paper["patches"]), f"{system.paper['map']:.2f}"]
 
 
-def _row3(system: System, ours: list[dict], score: str, square: float | None) -> list[str]:
+def _row3(system: System, ours: list[dict], score: str) -> list[str]:
     paper = [f"{system.paper[name]:g}" for name in ("gmacs", "hours")]
     paper += [f"{system.paper['latency']:.2f}", f"{system.paper['map']:.2f}"]
     if not ours:
         return [score, *[""] * 5, *paper]
-    macs, latency = ours[0]["macs"], _median(ours, system.recipe, "latency_ms")
+    macs = ours[0]["macs"]
     minutes = statistics.median(line["seconds"] for line in ours) / 60
-    ratio = f"{square / latency:.2f}" if square and latency else ""
-    times = [f"{minutes:.1f}", f"{latency:.2f}" if latency else "", ratio]
+    alone = next((line for line in ours if "latency_ms" in line), None)
+    latency = [f"{alone['latency_ms']:.2f}", f"{alone['latency_ratio']:.2f}"] if alone else ["", ""]
+    times = [f"{minutes:.1f}", *latency]
     return [score, f"{macs['paper'] / 1e9:.2f}", f"{macs['all'] / 1e9:.2f}", *times, *paper]
-
-
-def _median(lines: list[dict], system: str, name: str) -> float | None:
-    values = [line[name] for line in lines if line["system"] == system and name in line]
-    return statistics.median(values) if values else None
 
 
 def _about(lines: list[dict]) -> str:

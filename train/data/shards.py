@@ -12,7 +12,9 @@ from pathlib import Path
 from fftp.errors import UserError
 from train.data.clips import Row
 
-_ROWS_AT_A_TIME = 8  # of audio handed out together, beside the page that they lie in (at most a row group, unpacked whole)
+_ROWS_AT_A_TIME = (
+    8  # of audio handed out together, beside the page that they lie in (at most a row group, unpacked whole)
+)
 _BUFFER = 1 << 20  # bytes of a column read at a time, in place of the whole of it
 
 
