@@ -48,9 +48,8 @@ bench: $(NATIVE)
 gpu:
 	$(PYTHON) -m bench.gpu
 
-profile: $(READY)
-	mkdir -p profiles
-	FFTP_NVTX=1 nsys profile --trace=cuda,nvtx --force-overwrite=true --output=profiles/step $(BIN)/python -m train.run --fused --max-steps 50 --out profiles/run
+profile: $(NATIVE)
+	$(BIN)/python -m bench.profile
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache kernels/*/_native*

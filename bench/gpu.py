@@ -1,15 +1,17 @@
 """python -m bench.gpu [--minutes N] [--rehearse]: everything that only a GPU can show, in one call of a few minutes.
 
-First the tests of the kernels, each file a process of its own, so that many kernels compile at once; then the benchmark's
-parts by worth; then a short training run with every fused backend. Each figure is on disk as soon as it is measured: a
-call that is cut off loses nothing, and a second one goes on with the rows that are missing. Installs nothing: a folder
-.wheels/ beside the project is unpacked into a temporary one and put on the path. --rehearse: the same on a CPU, small.
+First the tests that have GPU cases, each file a process of its own, and beside them processes that call every row of the
+benchmark once, so that many kernels compile at the same time; then the benchmark's parts by worth; then a short training
+run with every fused backend. Each figure is on disk as soon as it is measured: a call that is cut off loses nothing, and
+a second one goes on with the test files, rows and run that are missing. Installs nothing: a folder .wheels/ beside the
+project is unpacked into a temporary one and put on the path. --rehearse: the same on a CPU, small.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,27 +22,31 @@ from pathlib import Path
 
 import torch
 
-from bench import collect, measure
+from bench import measure
+from bench.parts import PARTS
+from train import lines
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.5
 TESTS_SECONDS = 180
-TESTS = (
-    "test_triton_patch_embed.py",
-    "test_triton_spec_mask.py",
-    "test_triton_selective_scan.py",
-    "test_triton_training.py",
-    "test_patch_embed.py test_spec_mask.py test_draws.py test_philox.py",
-    "test_selective_scan.py",
-    "test_ast_model.py test_aum_model.py",
-    "test_fbank.py",
-)
-SHARES = {"patch_embed": 0.4, "spec_mask": 0.1, "selective_scan": 0.4, "fbank": 0.1}  # of the benchmark's time
+TRAINING_SECONDS = 60  # kept for the training run
+GRACE = 20.0  # seconds that a part may overrun with the row it is in
+REHEARSED_TESTS = ("test_philox.py", "test_draws.py")
 TRAINING = {
     "data": "synth", "model": "ast", "size": "tiny", "depth": 4, "augment": "specmask", "time_stride": 4,
     "epochs": 3, "batch_size": 32, "synth_train": 2000, "fused": True, "warmup_epochs": 0.5,
 }  # fmt: skip
 REHEARSED = {"synth_train": 40, "synth_validation": 20, "synth_test": 20, "depth": 1, "epochs": 1, "batch_size": 8}
+# train.run without its command line, and without the library that reads that.
+TRAIN = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from train import run
+from train.settings import Settings
+out = Path(sys.argv[1])
+run.run(replace(Settings(**json.loads(sys.argv[2])), out=str(out)), out)
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     ends = time.monotonic() + 60 * wanted.minutes
     with tempfile.TemporaryDirectory() as folder:
         environment = environment_with_wheels(Path(folder))
-        faults = test(environment, wanted.rehearse, min(TESTS_SECONDS, 20 * wanted.minutes))
-        faults += benchmark(environment, wanted, ends - 60)
+        faults = test(environment, wanted, min(TESTS_SECONDS, 20 * wanted.minutes))
+        faults += benchmark(environment, wanted, ends - TRAINING_SECONDS)
         faults += train(environment, wanted, Path(folder) / "run", ends)
     print(f"{len(faults)} of the stages had something wrong{': ' if faults else ''}{'; '.join(faults)}")
     return 1 if faults else 0
@@ -74,32 +80,65 @@ def environment_with_wheels(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path), "TRITON_DEFAULT_FP_FUSION": "1"}
 
 
-def test(environment: dict[str, str], rehearse: bool, seconds: float) -> list[str]:
-    """All test files at once, for so many seconds at most. Returns what failed or was not finished."""
-    if rehearse:
-        files = [TESTS[4]]
-    else:
-        files = [each for each in TESTS if (ROOT / "tests" / each.split()[0]).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *([] if rehearse else ["--gpu"])]
+def test_files() -> list[str]:
+    """Names of the test files that have cases for a GPU: those that ask for the device, or for --gpu."""
+    asks = re.compile(r"def \w+\([^)]*\bdevice\b|run_cases\(|getoption\(\"--gpu\"\)")
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [path.name for path in files if asks.search(path.read_text())]
+
+
+def test(environment: dict[str, str], wanted: argparse.Namespace, seconds: float) -> list[str]:
+    """All test files at once and, beside them, what compiles the benchmark's kernels, for so many seconds at most.
+
+    Returns the files that failed or were not finished. Those that passed have a line, and are not run again.
+    """
+    about = measure.about("cpu" if wanted.rehearse else "cuda")
+    passed = {line["case"]["file"] for line in measure.lines("gpu_tests", wanted.results) if _same(line, about)}
+    files = [name for name in (REHEARSED_TESTS if wanted.rehearse else test_files()) if name not in passed]
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *([] if wanted.rehearse else ["--gpu"])]
     with contextlib.ExitStack() as stack:
-        started, running, faults = time.monotonic(), [], []
-        for group in files:
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = subprocess.Popen(
-                [*command, *(f"tests/{name}" for name in group.split())], cwd=ROOT,
-                env=environment | {"OMP_NUM_THREADS": "2"}, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-            running.append((group, process, log))
-        for group, process, log in running:
+        started, faults = time.monotonic(), []
+        commands = {f"tests {name}": [*tests, f"tests/{name}"] for name in files} | _ahead(wanted.rehearse)
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        begun = [_begun(command, environment, log) for command, log in zip(commands.values(), logs, strict=True)]
+        for name, process, log in zip(commands, begun, logs, strict=True):
             code = _ended(process, started + seconds)
-            log.seek(0)
-            text = log.read().strip() or "nothing was printed"
+            text = _text(log)
             last = "not finished in time" if code is None else text.splitlines()[-1]
-            print(f"tests {group}: {last}", flush=True)
-            if code != 0:
-                faults.append(f"tests {group}")
-                print(text[-3000:], flush=True)
+            print(f"{name}: {last}", flush=True)
+            if not name.startswith("tests "):
+                continue
+            if code == 0:
+                line = {"part": "gpu_tests", "case": {"file": name.removeprefix("tests ")}, "said": last}
+                measure.append(line | about, wanted.results)
+                continue
+            faults.append(name)
+            print(text[-3000:], flush=True)
     return faults
+
+
+def _same(line, about):
+    return all(line[name] == about[name] for name in ("machine", "commit"))
+
+
+def _ahead(rehearse):
+    """Commands, by name, that call rows of the benchmark once: many processes in all."""
+    slices = [(name, i, part.ahead) for name, part in PARTS.items() for i in range(part.ahead)]
+    if rehearse:
+        slices = [("spec_mask", 0, 1)]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.ahead"]
+    where = "cpu" if rehearse else "cuda"
+    return {f"compiled ahead, {name} {i}/{of}": [*command, name, where, f"{i}/{of}"] for name, i, of in slices}
+
+
+def _begun(command, environment, log):
+    few = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment | few, stdout=log, stderr=log, start_new_session=True)
+
+
+def _text(log):
+    log.seek(0)
+    return log.read().strip() or "nothing was printed"
 
 
 def _ended(process, deadline):
@@ -113,40 +152,43 @@ def _ended(process, deadline):
 
 
 def benchmark(environment: dict[str, str], wanted: argparse.Namespace, ends: float) -> list[str]:
-    """Every part for its share of the time that is left. Returns the parts with wrong rows."""
-    faults, shares = [], dict(SHARES)
-    for part in SHARES:
-        left = ends - time.monotonic()
-        seconds = left * shares[part] / sum(shares.values())
+    """Every part for its share of the time that is left. Returns the parts with wrong rows.
+
+    The next part's process starts beside the running one, and waits to be told its seconds.
+    """
+    faults, shares = [], {name: part.gpu_share for name, part in PARTS.items()}
+    coming = _waiting(next(iter(shares)), environment, wanted)
+    for part in PARTS:
+        process = coming
+        seconds = max(0.0, (ends - time.monotonic()) * shares[part] / sum(shares.values()))
         shares.pop(part)
-        flags = ["--only", part, "--seconds", f"{max(0.0, seconds):.0f}", "--missing", "--results", str(wanted.results)]
-        flags += ["--device", "cpu", "--first", "1"] if wanted.rehearse else ["--device", "cuda"]
-        command = [sys.executable, "-W", "ignore", "-m", "bench.run", *flags]
-        try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(5.0, seconds + 60)).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+        process.stdin.write(f"{seconds:.0f}\n".encode())
+        process.stdin.close()
+        coming = _waiting(next(iter(shares)), environment, wanted) if shares else None
+        code = _ended(process, time.monotonic() + seconds + (600 if wanted.rehearse else GRACE))
         if code != 0:
             faults.append(f"{part} ({'cut off in a row' if code is None else 'wrong rows'})")
     return faults
 
 
-TRAIN = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-from train import run
-from train.settings import Settings
-out = Path(sys.argv[1])
-run.run(replace(Settings(**json.loads(sys.argv[2])), out=str(out)), out)
-"""
+def _waiting(part, environment, wanted):
+    flags = ["--only", part, "--told", "--missing", "--results", str(wanted.results)]
+    flags += ["--device", "cpu", "--first", "1"] if wanted.rehearse else ["--device", "cuda"]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.run", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def train(environment: dict[str, str], wanted: argparse.Namespace, out: Path, ends: float) -> list[str]:
-    """A short real run, its figures appended to train.jsonl."""
+    """A short real run, its figures appended to train.jsonl; not again where these are there."""
     values = TRAINING | {"device": "cuda"}
     if wanted.rehearse:
         values |= REHEARSED | {"device": "cpu"}
+    about = measure.about(values["device"])
+    case = {name: values[name] for name in lines.CASE if name in values}
+    if any(
+        _same(line, about) and case.items() <= line["case"].items() for line in measure.lines("train", wanted.results)
+    ):
+        return []
     command = [sys.executable, "-c", TRAIN, str(out), json.dumps(values)]
     try:
         code = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(30.0, ends - time.monotonic())).returncode
@@ -154,7 +196,7 @@ def train(environment: dict[str, str], wanted: argparse.Namespace, out: Path, en
         code = None
     if code != 0:
         return ["the training run"]
-    measure.append(collect.line_of(out), wanted.results)
+    measure.append(lines.line_of(out), wanted.results)
     return []
 
 

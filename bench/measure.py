@@ -27,6 +27,8 @@ ROUND_MS = {"cuda": 2.0, "cpu": 60.0}  # what one candidate's turn takes, at lea
 CACHE_BYTES = 192 << 20  # input sets of a case on a GPU: together beyond any level of its cache
 MOST_SETS = 16
 WARM = 3
+LONG = 0.5  # seconds of warming up on a CPU after which a call needs no more of it, and is a turn by itself
+FEWEST = 3  # rounds, however long they take
 
 Candidate = Callable[[int], object]
 
@@ -38,7 +40,8 @@ class Case:
     ours, peers: functions that prepare a candidate for a number of input sets; one that raises is left out, with its reason.
     correct: compares ours with the reference; without a match there is no time.
     set_bytes: of one input set. bytes, flops: that must move through memory and be computed in matrix products;
-    other_ms: a floor from another unit (exponentials).
+    other_ms: a floor from another unit (exponentials). clips: in one call, for clips a second. rounds: 0 for the device's.
+    figures: of other things that belong into the line.
     """
 
     part: str
@@ -51,7 +54,25 @@ class Case:
     bytes: float = 0.0
     flops: float = 0.0
     other_ms: float = 0.0
-    eager: tuple[str, ...] = ()  # peers that cannot be captured: they wait for the host
+    clips: int = 0
+    rounds: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    eager: tuple[str, ...] = ()  # peers (and "ours") that cannot be captured: they wait for the host
+    seconds: float | None = None  # about how long the rounds may take; None for all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One row of which more is measured than a time beside peers': a row of the paper's table, or a point of a curve.
+
+    figures: measures, and returns what the line holds of it. correct: as in `Case`.
+    """
+
+    part: str
+    case: dict[str, Any]
+    backend: str
+    correct: Callable[[], bool]
+    figures: Callable[[], dict[str, Any]]
 
 
 @dataclass
@@ -104,12 +125,15 @@ def _clock(call, device):
     return first.elapsed_time(last)
 
 
-def measure(case: Case, device: str) -> dict[str, Any]:
+def measure(case: Case | Figures, device: str) -> dict[str, Any]:
     """The case's line of JSON. A peer that cannot run stands in `left_out` with the reason."""
     found = ceiling(device)
     line = {"part": case.part, "case": case.case, "ours": {"backend": case.backend}, "correct": bool(case.correct())}
     line |= {"ceiling": vars(found)}
-    if line["correct"]:
+    if line["correct"] and isinstance(case, Figures):
+        line["figures"] = case.figures()
+    elif line["correct"]:
+        line |= case.figures
         line |= _timed(case, device)
         # On a CPU caches and instruction sets decide: these two rates would bound nothing there.
         floor = max(case.bytes / found.copy_gbs / 1e6, case.flops / found.matmul_tflops / 1e9, case.other_ms)
@@ -120,15 +144,13 @@ def measure(case: Case, device: str) -> dict[str, Any]:
 
 def _timed(case, device):
     sets = 1 if device == "cpu" else min(MOST_SETS, max(2, -(-CACHE_BYTES // max(1, case.set_bytes))))
-    turns, left_out = {"": _prepare(case.ours(sets), sets, device, False)}, {}
+    turns, left_out = {"": _prepare(case.ours(sets), sets, device, "ours" in case.eager)}, {}
     for name, build in case.peers.items():
         try:
             turns[name] = _prepare(build(sets), sets, device, name in case.eager)
         except Exception as error:  # a peer may fail in any way; its reason is kept
             left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    for _ in range(ROUNDS[device]):
-        for turn in turns.values():
-            turn.ms.append(_clock(turn.run, device) / turn.calls)
+    _rounds(turns, device, case.seconds, case.rounds or ROUNDS[device])
     ours = turns.pop("").ms
     low, middle, high = statistics.quantiles(ours, n=4)
     result = {
@@ -139,6 +161,9 @@ def _timed(case, device):
             for name, turn in turns.items()
         },
     }
+    if case.clips:
+        times = {"ours": middle} | result["peers"]
+        result["clips_per_second"] = {name: 1000 * case.clips / ms for name, ms in times.items()}
     if left_out:
         result["left_out"] = left_out
     turns.clear()
@@ -146,10 +171,32 @@ def _timed(case, device):
     return result
 
 
+def in_turn(calls: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, one after the other within a round; on a GPU as captured graphs.
+
+    seconds: about how long the rounds may take; there are `FEWEST` at least.
+    """
+    turns = {name: _prepare(lambda i, call=call: call(), 1, device, False) for name, call in calls.items()}
+    _rounds(turns, device, seconds, ROUNDS[device])
+    return {name: turn.ms for name, turn in turns.items()}
+
+
+def _rounds(turns, device, seconds, count):
+    started = time.perf_counter()
+    for number in range(count):
+        if seconds is not None and number >= FEWEST and time.perf_counter() - started > seconds:
+            break
+        for turn in turns.values():
+            turn.ms.append(_clock(turn.run, device) / turn.calls)
+
+
 def _prepare(candidate: Candidate, sets: int, device: str, eager: bool) -> Turn:
     """Warm up, and make a turn that is long enough to time."""
+    started = time.perf_counter()
     for i in range(max(WARM, sets)):
         candidate(i % sets)
+        if device == "cpu" and time.perf_counter() - started > LONG:
+            return Turn(lambda: candidate(0), 1)
     once = max(1e-4, min(_samples(lambda: candidate(0), device, 3)))
     calls = max(1, min(200, round(ROUND_MS[device] / once)))
     calls = -(-calls // sets) * sets

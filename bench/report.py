@@ -3,22 +3,18 @@
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
-from bench import measure
+from bench import measure, plots, tables
+from bench.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
-PARTS = {
-    "patch_embed": "Patch embedding",
-    "spec_mask": "SpecMask, drawn and painted",
-    "fbank": "Front end: waveform to log-mel",
-    "selective_scan": "AuM's scan, both directions",
-}
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
-NAMES = {"ast": "AST", "aum": "AuM"}
+FIGURES = {"clips/s": "clips_per_second", "packed once, clips/s": "packing_clips_per_second"}  # column -> in a line
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
 HEAD = (
     "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes (median) | clips/s |\n"
@@ -49,7 +45,7 @@ def _row(group: list[dict]) -> str:
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
         DATA.get(case["data"]) or f"{case['csv']}, fold {case['test_fold']} held out",
-        f"{NAMES[case['model']]}-{size}",
+        f"{tables.NAMES[case['model']]}-{size}",
         f"{patch} {geometry}, {case['augment']}",
         epochs,
         _percent(group, "accuracy"),
@@ -69,17 +65,24 @@ def _percent(group: list[dict], name: str) -> str:
 
 
 def performance(folder: Path = measure.RESULTS) -> str:
-    """A table for each part and machine, of the newest line of each case."""
-    return "\n\n".join(f"## {title}\n\n{_part(measure.lines(part, folder))}" for part, title in PARTS.items())
+    """A section for each part: the newest line of each case, by machine, and pictures."""
+    lines = partial(measure.lines, folder=folder)
+    sections = [f"## {part.title}\n\n{_part(name, lines)}" for name, part in PARTS.items()]
+    sections.append(f"## Share of the ceiling\n\n{plots.reference('performance_roofline.png', lines)}")
+    return "\n\n".join([*sections, f"## Tests on a GPU\n\n{tables.gpu_tests(lines('gpu_tests'))}"])
 
 
-def _part(rows: list[dict]) -> str:
-    machines: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        machines.setdefault(row["machine"], {})[json.dumps(row["case"])] = row  # later lines replace earlier ones
-    texts = [f"{machine}:\n\n{_table(list(cases.values()))}" for machine, cases in machines.items()]
-    if not any("NVIDIA" in machine for machine in machines):
-        texts.append("On a GPU: not measured.")
+def _part(name, lines):
+    rows = lines(name)
+    if name == "table3":
+        texts = [tables.table3(rows, lines("train")), plots.reference("performance_patches.png", lines)]
+    elif name == "step_parts":
+        texts = [tables.step_parts(rows), plots.reference("performance_step.png", lines)]
+    elif name == "scale":
+        texts = [tables.scale(rows)]
+        texts += [plots.reference(f"performance_{which}.png", lines) for which in ("length", "batch")]
+    else:
+        texts = [tables.section(rows, _table)]
     return "\n\n".join(texts)
 
 
@@ -87,8 +90,10 @@ def _table(rows: list[dict]) -> str:
     """Ratios are the peer's time over ours: above 1, ours is faster."""
     peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {}) if name != row["ours"]["backend"]))
     shares = any("share" in row for row in rows)
-    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *(f"{name} / ours" for name in peers)]
-    table = [head, ["---"] * len(head)]
+    figures = {title: name for title, name in FIGURES.items() if any(name in row for row in rows)}
+    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *figures]
+    head += [f"{name} / ours" for name in peers]
+    table = []
     for row in rows:
         case = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
         ours = row["ours"]
@@ -98,8 +103,15 @@ def _table(rows: list[dict]) -> str:
         cells = [case, ours["backend"], f"{ours['ms']:.3g}"]
         if shares:
             cells.append(f"{100 * row['share']:.0f} %" if "share" in row else "")
+        cells += [_rate(row.get(name)) for name in figures.values()]
         table.append(cells + [f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "" for name in peers])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+    return tables.markdown(head, table)
+
+
+def _rate(value: float | dict[str, float] | None) -> str:
+    """A rate, or ours of several; nothing where the line has none."""
+    value = value["ours"] if isinstance(value, dict) else value
+    return "" if value is None else f"{value:.0f}"
 
 
 def rendered(text: str, content: str) -> str:
@@ -130,6 +142,13 @@ def main(arguments: list[str]) -> int:
         else:
             path.write_text(new)
             print(f"{path.name} rendered")
+    if arguments:
+        old = plots.behind(PERFORMANCE.parent, measure.lines)
+        behind += len(old)
+        print("\n".join(f"{name} is behind: run python -m bench.report" for name in old) or "the pictures agree")
+    else:
+        plots.write(PERFORMANCE.parent, measure.lines)
+        print("pictures drawn")
     return 1 if arguments and behind else 0
 
 

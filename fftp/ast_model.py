@@ -13,6 +13,7 @@ from torch import nn
 
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
+from kernels.sdpa import sdpa
 
 SIZES = {
     "tiny": {"dim": 192, "depth": 12, "heads": 3},
@@ -61,7 +62,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = self._heads(x).unbind(0)
-        out = nnf.scaled_dot_product_attention(q, k, v)  # (B, H, L, D / H)
+        out = sdpa(q, k, v)  # (B, H, L, D / H)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x):

@@ -27,18 +27,21 @@ def figure(width: float, height: float):
     return made
 
 
-def save(drawn, path: Path) -> None:
+def save(drawn, path: Path, notes: dict[str, str] | None = None) -> None:
     """Write the figure as a PNG of 200 colours: spectrograms are noisy, and true colour makes them four times as large.
 
-    Raises UserError when the file cannot be written.
+    notes: texts to keep within the file, by name. Raises UserError when the file cannot be written.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    kept = PngImagePlugin.PngInfo()
+    for name, text in (notes or {}).items():
+        kept.add_text(name, text)
     drawn.canvas.draw()
     picture = Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())[..., :3].copy())
     try:
         picture.quantize(200, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-            path, "PNG", optimize=True
+            path, "PNG", optimize=True, pnginfo=kept
         )
     except OSError as error:
         raise UserError(

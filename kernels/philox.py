@@ -42,7 +42,7 @@ def philox(seed, c0, c1=0, c2=0, c3=0) -> tuple[torch.Tensor, ...]:
     that broadcast; the result is on the device of the first tensor among them (the CPU when there is none).
     """
     device = next((c.device for c in (c0, c1, c2, c3) if isinstance(c, torch.Tensor)), torch.device("cpu"))
-    counters = [torch.as_tensor(c, dtype=torch.int64, device=device) & _M32 for c in (c0, c1, c2, c3)]
+    counters = [_counter(c, device) & _M32 for c in (c0, c1, c2, c3)]
     key = on_device(seed, device).reshape(())
     k0, k1 = key & _M32, (key >> 32) & _M32
     shape = torch.broadcast_shapes(*(c.shape for c in counters))
@@ -66,6 +66,13 @@ def _rounds(counters: list[torch.Tensor], k0: torch.Tensor, k1: torch.Tensor) ->
         c1, c3 = b.bitwise_and_(_M32), a.bitwise_and_(_M32)
         k0, k1 = (k0 + _WEYL_A) & _M32, (k1 + _WEYL_B) & _M32
     return [c0, c1, c2, c3]
+
+
+def _counter(c, device: torch.device) -> torch.Tensor:
+    """A counter as int64 on the device; a number is filled in there, for the reason given in `on_device`."""
+    if isinstance(c, torch.Tensor):
+        return c.to(device=device, dtype=torch.int64)
+    return torch.full((), int(c), dtype=torch.int64, device=device)
 
 
 def on_device(number, device: torch.device) -> torch.Tensor:

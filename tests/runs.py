@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,6 +79,16 @@ def start(*flags: object, module: str = "train.run", code: str = "", **changed: 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # Where the tests themselves run in the background, a shell has handed down that Ctrl-C is to be ignored.
     return subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=_heed_ctrl_c, **pipes)
+
+
+def start_several(processes: int, *flags: object, code: str = "", **changed: str) -> list[subprocess.Popen]:
+    """As `start`, the processes that torchrun would start, without torchrun to watch over them; by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    meeting |= {"LOCAL_WORLD_SIZE": str(processes)} | changed
+    return [start(*flags, code=code, RANK=str(i), LOCAL_RANK=str(i), **meeting) for i in range(processes)]
 
 
 def _heed_ctrl_c() -> None:

@@ -1,5 +1,6 @@
 """Which backend runs, what is said when one cannot, and the ranges that cost nothing when nobody profiles."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import dispatch
+from kernels import dispatch, ranges
 from kernels.dispatch import Backend, BackendError
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +267,33 @@ def test_ranges_reach_the_real_package():
         "import nvtx; from kernels import ranges; print(type(ranges.range('a')) is nvtx.annotate)", FFTP_NVTX="1"
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_ranges_without_the_package_are_torchs_own_on_a_gpu():
+    """The GPU machine may lack nvtx; a build without CUDA has no ranges of its own, and says what is missing."""
+    code = "import sys, torch; sys.modules['nvtx'] = None; torch.version.cuda = {}; from kernels import ranges; {}"
+    made = "import torch.cuda.nvtx as n; print(ranges._make is n.range)"
+    assert run(code.format("'13.0'", made), FFTP_NVTX="1").stdout.strip() == "True"
+    assert "nvtx" in run(code.format("None", "pass"), FFTP_NVTX="1").stderr
+
+
+def test_a_profiler_of_its_own_makes_ranges_while_it_runs():
+    seen = []
+
+    @contextlib.contextmanager
+    def noted(name):
+        seen.append(name)
+        yield
+
+    before = ranges.range("embed")
+    assert not ranges.watched()
+    with ranges.made_by(noted):
+        assert ranges.watched()
+        with ranges.range("embed"):
+            pass
+    assert seen == ["embed"]
+    assert ranges.range("embed") is before
+    assert not ranges.watched()
 
 
 def test_gpu_without_a_device_ends_with_a_sentence():

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import measure, report
+from bench import measure, plots, report, tables
+from bench.parts import PARTS
 from fftp import convert
+from kernels import ranges
+from tests import runs
 from train import reproduce, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,10 +35,142 @@ def test_a_table_of_the_benchmark(tmp_path):
     assert "| case | ours | ms | two / ours |" in text
     assert "| B 2, seconds 1 | one | 4 | 2.50 |" in text
     assert "| B 3, seconds 1 | one | wrong |" in text
-    assert text.count("On a GPU: not measured.") == len(report.PARTS)
+    assert text.count("On a GPU: not measured.") == len(PARTS)
     measure.append(line | {"machine": "NVIDIA H200", "share": 0.5}, tmp_path)
     assert "| B 2, seconds 1 | one | 4 | 50 % | 1.50 |" in report.performance(tmp_path)
-    assert report.performance(tmp_path).count("not measured") == len(report.PARTS) - 1
+    assert report.performance(tmp_path).count("On a GPU: not measured.") == len(PARTS) - 1
+
+
+def line_of(part, case, figures, machine="laptop", **more):
+    return {"part": part, "case": case, "figures": figures, "machine": machine, "correct": True, "commit": "c"} | more
+
+
+def table3_line(step_ms=500.0, machine="laptop", **case):
+    given = {"model": "ast", "size": "tiny", "grid": "(128, 10)/4", "frames": 1000, "patches": 248} | case
+    both = {"float32": 40.0, "bfloat16": 20.0}
+    figures = {
+        "latency_ms": both,
+        "clips_per_second": both,
+        "throughput_batch": 8,
+        "peak_bytes": None,
+        "train_hours": 12.3,
+    }
+    figures |= {"base_macs": {"paper": 21.478e9, "all": 22.63e9}, "recipe": {"steps": 14600, "clips": 32}}
+    figures |= {"published": {"gflops": 21.48, "hours": 2.6, "ms": 2.62, "map": 17.67}}
+    figures |= {"step": {"step_ms": step_ms, "batch": 8, "steps": 2, "precision": "bfloat16", "peak_bytes": 123e6}}
+    return line_of("table3", given, figures, machine)
+
+
+def test_table_iii_shows_the_papers_columns_and_what_is_missing(tmp_path):
+    for model in ("ast", "aum"):
+        measure.append(table3_line(model=model), tmp_path)
+    text = report.performance(tmp_path)
+    assert "| (128, 10)/4 | 248 | 21.48 | 21.48 | 22.63 | 21.48 | 22.63 |" in text
+    shown = "| 40 | 20 | 2.62 | 40 | 20 | not measured | 123 | 500 | 12.3 | 2.6 | not measured | 17.67 |"
+    assert f"| AST-tiny | (128, 10)/4 {shown}" in text
+    assert "| AuM-tiny | (128, 10)/4 | 40 | 20 |  | 40 |" in text  # the paper's table has AST alone
+    assert "gives 8.80" in text
+    assert "on 1, 8 and 64 GPUs: not measured" in text
+
+
+def test_accuracy_joins_when_it_has_been_trained():
+    case = {"model": "ast", "size": "base", "grid": "(128, 10)/4"}
+    trained = {"data": "audioset", "model": "ast", "size": "base", "patch": "fftp", "patch_time": 10, "time_stride": 4}
+    trained |= {"depth": 0, "max_steps": 0, "seed": 0}
+    lines = [{"case": trained | {"seed": seed}, "metrics": {"map": 0.17 + seed / 100}} for seed in (0, 1)]
+    assert tables.accuracy(case, lines) == "17.50"
+    for other in ({"size": "tiny"}, {"time_stride": 2}, {"data": "synth"}, {"max_steps": 9}, {"patch": "square"}):
+        assert tables.accuracy(case, [{"case": trained | other, "metrics": {"map": 0.2}}]) == "not measured"
+    square = trained | {"patch": "square", "patch_time": 16, "time_stride": 10}
+    assert tables.accuracy(case | {"grid": "(16, 16)/10"}, [{"case": square, "metrics": {"map": 0.11}}]) == "11.00"
+
+
+def test_all_of_audioset_is_computed_from_a_gpus_step_alone():
+    assert "not measured" in tables.whole_audioset([table3_line()])
+    text = tables.whole_audioset([table3_line(step_ms=10.0, machine="NVIDIA H200", size="base")])
+    # 8 clips in 10 ms are 800 a second: 8.5 million take 10,625 s.
+    assert "| AST-base | (128, 10)/4 | NVIDIA H200 | 800 | 2.95 | 0.369 | 0.0461 |" in text
+
+
+def scale_line(seconds, ratio, against="length", B=1, **more):
+    case = {"against": against, "size": "tiny", "grid": "(128, 10)/4", "seconds": seconds, "B": B, "dtype": "float32"}
+    figures = {"patches": 25 * seconds, "ms": {"ast": 10.0 * ratio, "aum": 10.0}, "ast_over_aum": ratio}
+    return line_of("scale", case, figures | {"peak_bytes": {"ast": 1e6, "aum": 2e6}}, **more)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((0.5, 0.7, 0.9), "AuM-tiny does not overtake AST-tiny within the 4 s that were measured."),
+        ((0.5, 0.7, 1.1), "AuM-tiny overtakes AST-tiny between 2 s and 4 s; on shorter clips it is the slower one."),
+        ((0.5, 1.1, 0.9), "AuM-tiny does not overtake AST-tiny within the 4 s that were measured."),
+        ((1.2, 1.3, 1.4), "AuM-tiny is faster than AST-tiny at every length that was measured, from 1 s to 4 s."),
+    ],
+)
+def test_where_aum_overtakes_is_said_in_words(ratios, said, tmp_path):
+    lines = [scale_line(seconds, ratio) for seconds, ratio in zip((1, 2, 4), ratios, strict=True)]
+    for line in [lines[2], scale_line(8, 9.0, correct=False), *lines[:2]]:
+        measure.append(line, tmp_path)
+    text = report.performance(tmp_path)
+    assert said in text
+    assert "| 8 | wrong, no figures |" in text
+
+
+def test_a_step_by_parts_is_shares_of_the_step(tmp_path):
+    parts = {
+        "load": 10.0,
+        "front end": 5.0,
+        "mask": 5.0,
+        "embed": 10.0,
+        "encoder": 20.0,
+        "head": 10.0,
+        "backward": 30.0,
+    }
+    figures = {"parts_ms": parts | {"optimiser": 10.0}, "step_ms": 200.0, "plain_step_ms": 190.0}
+    measure.append(line_of("step_parts", {"model": "aum", "size": "tiny", "grid": "g", "B": 8}, figures), tmp_path)
+    row = "| AuM-tiny, g, 8 clips | 5 % | 2 % | 2 % | 5 % | 10 % | 5 % | 15 % | 5 % | 200 | 190 |"
+    assert row in report.performance(tmp_path)
+
+
+def test_pictures_show_the_newest_lines(tmp_path):
+    """Behind: absent, of older lines, or there without lines. Each that is drawn has something on it and is light."""
+
+    def lines(part):
+        return measure.lines(part, tmp_path)
+
+    assert plots.behind(tmp_path, lines) == []
+    for line in (
+        table3_line(),
+        table3_line(model="aum"),
+        scale_line(1, 0.5),
+        scale_line(2, 1.5),
+        scale_line(1, 1.0, "batch", 8),
+    ):
+        measure.append(line, tmp_path)
+    parts = dict.fromkeys(ranges.PARTS, 10.0)
+    figures = {"parts_ms": parts, "step_ms": 200.0, "plain_step_ms": 190.0}
+    measure.append(line_of("step_parts", {"model": "aum", "size": "tiny", "grid": "g", "B": 8}, figures), tmp_path)
+    measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
+    assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
+    plots.write(tmp_path, lines)
+    assert plots.behind(tmp_path, lines) == []
+    for name in plots.PLOTS:
+        assert runs.drawn(tmp_path / name)
+        assert (tmp_path / name).stat().st_size < 200_000
+    measure.append(scale_line(2, 1.6), tmp_path)
+    assert plots.behind(tmp_path, lines) == ["performance_length.png"]
+    (tmp_path / "step_parts.jsonl").unlink()
+    assert plots.behind(tmp_path, lines) == ["performance_step.png", "performance_length.png"]
+    plots.write(tmp_path, lines)
+    assert plots.behind(tmp_path, lines) == []
+    assert not (tmp_path / "performance_step.png").exists()
+
+
+def test_tests_on_a_gpu_are_listed(tmp_path):
+    assert "Not measured" in tables.gpu_tests([])
+    line = {"case": {"file": "test_x.py"}, "said": "3 passed in 2 s", "machine": "NVIDIA H200", "commit": "abc"}
+    assert "| test_x.py | 3 passed in 2 s | NVIDIA H200 | abc |" in tables.gpu_tests([line, line])
+    assert "Not measured" in tables.gpu_tests([line | {"machine": "laptop"}])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
@@ -48,37 +183,14 @@ def test_links_and_pictures_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
 def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
-    other = {
-        "--file",
-        "--checkpoint",
-        "--json",
-        "--embeddings",
-        "--split",
-        "--gpu",
-        "--slow",
-        "--check",
-        "--help",
-        "--rehearse",
-    }
     known |= {
         f"--{field.name.replace('_', '-')}"
         for options in (convert.Options, reproduce.Options)
         for field in fields(options)
     }
-    other = {
-        "--file",
-        "--checkpoint",
-        "--json",
-        "--embeddings",
-        "--split",
-        "--gpu",
-        "--slow",
-        "--markdown",
-        "--inplace",
-        "--baseline",
-        "--check",
-        "--help",
-    }
+    other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
+    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline"}
+    other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}
     assert named <= known | other, named - known - other

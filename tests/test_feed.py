@@ -13,11 +13,14 @@ import torch
 import kernels
 from fftp.ahead import one_ahead
 from fftp.augment import Augment
+from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from kernels import FbankSettings, draws
 from kernels.waveform import reference
 from tests import runs
 from tests.literal import below, words
+from tests.made_data import RATE, make_files
+from tests.made_data import packed as packed_files
 from train import samples
 from train.data.pack import Pack
 from train.feed import Feed, Order, class_weights
@@ -180,6 +183,24 @@ def test_mixup_by_hand():
         # Mixed in float32 there and float64 here, then through the log: seen 1.2e-5, times four.
         np.testing.assert_allclose(row.numpy(), expected.numpy(), atol=5e-5)
     assert min(seen.values()) > 3, seen  # all three cases came up
+
+
+def test_mixup_meets_no_samples_that_are_not_finite(tmp_path):
+    """A file with NaN is named; without it every mixture is finite, and the bits are those of a set that never had it."""
+    soundfile = pytest.importorskip("soundfile", reason="sound files need soundfile.")
+    good = make_files(tmp_path, 6)
+    bad = np.zeros(5000, np.float32)
+    bad[77] = np.nan
+    soundfile.write(tmp_path / "bad.wav", bad, RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"bad\.wav holds NaN or infinite samples"):
+        packed_files([*good[:3], tmp_path / "bad.wav", *good[3:]])
+    batches = []
+    without = packed_files([*good[:3], tmp_path / "bad.wav", *good[3:]], skip_bad_files=True)
+    for made in (without, packed_files(good)):
+        feed = Feed(Resident(made, torch.device("cpu")), np.arange(6), FrontEnd(FRONT_END))
+        batches.append(feed.augmented(np.arange(6), np.arange(6), EPOCH, augment_of(**ALL | {"mixup": 1.0})).log_mel)
+    assert batches[0].isfinite().all()
+    assert torch.equal(*batches)
 
 
 def test_half_and_half_mixup():

@@ -9,9 +9,10 @@ from fftp import ast_model, aum_model
 from fftp.errors import UserError
 from fftp.frontend import PRESETS
 from fftp.patching import PatchGrid
-from train import loop, settings
+from train import settings
 from train.run import check_geometry, main, model_of
 from train.settings import Settings, from_flags, read_recipe, recipe_names
+from train.step import learning_rate, optimiser_of
 
 # Patches of the six systems, the rows of Tables II and III, and the published baselines: the paper's and AuM's counts.
 PATCHES = {
@@ -81,13 +82,13 @@ def test_recipe_builds_its_model_and_schedule(name):
     assert (chosen.frames, chosen.mels) == (grid.T, grid.F)
     assert chosen.mask_width <= chosen.frames
     total = 10 * chosen.epochs
-    rates = [loop.learning_rate(chosen, step, total) for step in range(total)]
+    rates = [learning_rate(chosen, step, total) for step in range(total)]
     assert max(rates) == pytest.approx(chosen.lr)
     assert chosen.augment == "none" or chosen.mask_area < 0.25 * grid.T * grid.F
     with torch.device("meta"):
         model = network(chosen)
     assert model.config.grid == grid
-    assert type(loop.optimiser_of(model, chosen)).__name__.lower() == chosen.optimiser
+    assert type(optimiser_of(model, chosen)).__name__.lower() == chosen.optimiser
     assert sum(p.numel() for p in model.parameters()) > 1e5
 
 
@@ -128,11 +129,11 @@ def test_published_schedule_is_pytorchs(name):
     scheduler = torch.optim.lr_scheduler.MultiStepLR(
         optimiser, list(range(chosen.step_from, 1000, chosen.step_every)), chosen.step_factor
     )
-    ours = loop.optimiser_of(model, chosen)
+    ours = optimiser_of(model, chosen)
     assert [(g["weight_decay"], g["betas"]) for g in ours.param_groups] == [(5e-7, (0.95, 0.999))]
     for epoch in range(chosen.epochs):
         for step in range(7):
-            rate = loop.learning_rate(chosen, 7 * epoch + step, 7 * chosen.epochs)
+            rate = learning_rate(chosen, 7 * epoch + step, 7 * chosen.epochs)
             assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
         optimiser.step()
         scheduler.step()
@@ -149,7 +150,7 @@ def test_l2_is_in_the_gradient_and_decay_is_not():
                 parameter.fill_(1.0)
                 parameter.grad = torch.zeros_like(parameter)
         chosen = made("--depth", "1", "--optimiser", optimiser, "--lr", "0.25", "--weight-decay", "0.5")
-        loop.optimiser_of(model, chosen).step()
+        optimiser_of(model, chosen).step()
         weights[optimiser] = {name: float(p.detach().flatten()[0]) for name, p in model.named_parameters()}
     kept = network(made("--depth", "1")).undecayed()
     assert 0 < len(kept) < len(weights["adam"])

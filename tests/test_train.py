@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,20 +11,23 @@ import torch
 import torch.nn.functional as nnf
 
 from fftp import aum_model, checkpoint
+from fftp.errors import UserError
 from fftp.patching import PatchGrid
 from kernels import ranges
 from tests import runs
 from tests.made_data import make_files
+from tests.tasks import task_of
 from train import loop
-from train.run import seconds_to
+from train.run import check_backends, seconds_to
 from train.settings import Settings
+from train.step import learning_rate, loss_of, optimiser_of
 
 GRID = PatchGrid(T=32, F=32, pt=8, pf=32, st=8, sf=32)
 
 
 def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
     settings = Settings(lr=2.0, lr_end=0.1, warmup_epochs=2.0, epochs=10)
-    rates = [loop.learning_rate(settings, step, 100) for step in range(100)]
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
     np.testing.assert_allclose(rates[:20], 2.0 * np.arange(1, 21) / 20)
     expected = [2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 80))) for k in range(80)]
     np.testing.assert_allclose(rates[20:], expected)
@@ -33,7 +38,7 @@ def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine():
 @pytest.mark.parametrize("total", [1, 2, 37])
 def test_learning_rate_is_above_zero_and_reaches_its_peak_whatever_is_asked(changed, total):
     settings = Settings(lr=0.5, **changed)
-    rates = [loop.learning_rate(settings, step, total) for step in range(total)]
+    rates = [learning_rate(settings, step, total) for step in range(total)]
     assert min(rates) > 0
     assert max(rates) == pytest.approx(0.5)
 
@@ -42,15 +47,15 @@ def test_cross_entropy_with_soft_targets():
     generator = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(7, 5, generator=generator), torch.rand(7, 5, generator=generator)
     hard = torch.eye(5)[[0, 1, 2, 3, 4, 0, 0]]
-    got = loop.loss_of(logits, hard, Settings(), multi_label=False)
+    got = loss_of(logits, hard, Settings(), multi_label=False)
     assert torch.equal(got, nnf.cross_entropy(logits, hard.argmax(1)))
     share = soft / soft.sum(1, keepdim=True)
     by_hand = -(share.double() * logits.double().log_softmax(1)).sum(1).mean()
     # float32 against float64: seen 2e-7 of 2, times five.
-    assert float(loop.loss_of(logits, soft, Settings(), False)) == pytest.approx(float(by_hand), abs=1e-6)
+    assert float(loss_of(logits, soft, Settings(), False)) == pytest.approx(float(by_hand), abs=1e-6)
     smoothed = 0.9 * share + 0.1 / 5
     by_hand = -(smoothed.double() * logits.double().log_softmax(1)).sum(1).mean()
-    got = loop.loss_of(logits, soft, Settings(label_smoothing=0.1), False)
+    got = loss_of(logits, soft, Settings(label_smoothing=0.1), False)
     assert float(got) == pytest.approx(float(by_hand), abs=1e-6)
 
 
@@ -60,15 +65,15 @@ def test_binary_cross_entropy_is_the_mean_over_clips_and_classes():
     p = logits.double().sigmoid()
     by_hand = -(targets * p.log() + (1 - targets) * (1 - p).log()).mean()
     for settings, multi_label in ((Settings(), True), (Settings(loss="bce"), False), (Settings(loss="bce"), True)):
-        assert float(loop.loss_of(logits, targets, settings, multi_label)) == pytest.approx(float(by_hand), abs=1e-6)
-    low = loop.loss_of(logits.bfloat16(), targets, Settings(), True)
+        assert float(loss_of(logits, targets, settings, multi_label)) == pytest.approx(float(by_hand), abs=1e-6)
+    low = loss_of(logits.bfloat16(), targets, Settings(), True)
     assert low.dtype == torch.float32
 
 
 @pytest.mark.parametrize("directions", ["v1", "v2"])
 def test_weight_decay_spares_vectors_tokens_positions_and_scan_decays(directions):
     model = aum_model.AuM(aum_model.AuMConfig(grid=GRID, classes=4, dim=32, depth=1, directions=directions))
-    optimiser = loop.optimiser_of(model, Settings(weight_decay=0.05, beta1=0.95))
+    optimiser = optimiser_of(model, Settings(weight_decay=0.05, beta1=0.95))
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimiser.param_groups)
     assert [group["weight_decay"] for group in optimiser.param_groups] == [0.05, 0.0]
@@ -150,6 +155,32 @@ def test_same_seed_same_bits_and_another_seed_another_run(tmp_path, capsys):
     assert weights(tmp_path / "a" / "average") == weights(tmp_path / "b" / "average")
     assert weights(tmp_path / "a" / "last") != weights(tmp_path / "c" / "last")
     assert runs.result(tmp_path / "a")["metrics"] == runs.result(tmp_path / "b")["metrics"]
+
+
+def test_deterministic_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen, step = [], loop.Trainer._step
+
+    def watched(trainer, *arguments):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(loop.Trainer, "_step", watched)
+    flags = ("--mixup", 0.5, "--noise", "--roll", "--gain-db", 3, "--fused", "--max-steps", 2)
+    for model in ("ast", "aum"):
+        for name in ("a", "b"):
+            runs.train(capsys, tmp_path / model / name, *flags, "--model", model, "--deterministic")
+        assert same_run(tmp_path / model / "a", tmp_path / model / "b")
+    assert seen == [(True, ":4096:8")] * 8
+    monkeypatch.undo()
+    runs.train(capsys, tmp_path / "without", *flags)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_on_a_gpu_needs_the_fused_wave_stage(monkeypatch):
+    task = replace(task_of(deterministic=True), device=torch.device("cuda"))
+    with pytest.raises(UserError, match="--deterministic on a GPU needs --fused: waveforms=reference"):
+        check_backends(task)
 
 
 def test_average_of_the_last_epochs(tmp_path, capsys, monkeypatch):
@@ -263,7 +294,7 @@ def test_step_count_wins_over_epochs_and_the_largest_seed_is_one(tmp_path, capsy
 
 @pytest.mark.parametrize("bad_step", [0, 4])
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, bad_step):
-    models, real = [], loop.loss_of
+    models, real = [], loss_of
     build = checkpoint.CheckpointConfig.build
     monkeypatch.setattr(checkpoint.CheckpointConfig, "build", lambda config: models.append(build(config)) or models[0])
     before = {}
@@ -276,7 +307,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch, ba
         before.update({name: tensor.clone() for name, tensor in models[0].state_dict().items()})
         return loss * float("nan")
 
-    monkeypatch.setattr(loop, "loss_of", broken)
+    monkeypatch.setattr("train.step.loss_of", broken)
     said = runs.run(capsys, *runs.TINY, "--out", tmp_path / "run").sentence
     assert f"step {bad_step + 1} (epoch {1 + bad_step // 3}, batch {bad_step % 3 + 1}, clips train/" in said
     assert "--lr" in said

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernels
+from kernels import dispatch
 
 W = 2000
 # Clips of the pack below: one sample, one chunk of the means, a little more, nothing, cut at W, the pack's last sample.
@@ -106,6 +107,21 @@ def test_a_partner_is_cut_to_the_clip_and_followed_by_zeros(device):
     # In units of 1 / 32: float32 of numbers up to 0.5. Seen: 1.9e-6 in these units, times two.
     torch.testing.assert_close(got[:, :10], torch.stack([short, long]), rtol=0, atol=4e-6)
     assert not got[:, 10:].any()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_weight_or_gain_that_is_not_finite_stays_in_its_row(fused, device):
+    dispatch.use_fused(fused)
+    given = arguments("gain and mixup", device)
+    clean = kernels.waveforms(**given, W=W)
+    given["gain"][1] = float("nan")
+    given["partner"][2][4] = float("inf")
+    got = kernels.waveforms(**given, W=W)
+    others = [0, 2, 3, 5]
+    assert torch.equal(got[others], clean[others])
+    for b in (1, 4):
+        assert not got[b, : min(W, LENGTH[b])].isfinite().any()
+        assert not got[b, LENGTH[b] :].any()
 
 
 def far_pack(tmp_path) -> torch.Tensor:

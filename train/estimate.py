@@ -21,7 +21,7 @@ def of_run(flags: list[str]) -> tuple[float, str]:
     """(seconds that `python -m train.run flags` takes here, what was measured). Nothing of it is kept but packed data."""
     wanted, _ = settings.from_flags(flags)
     with tempfile.TemporaryDirectory(prefix="fftp-") as folder:
-        task, packed, _, _ = train_run.prepare(replace(wanted, out=folder), Path(folder))
+        task, packed, _ = train_run.prepare(replace(wanted, out=folder), Path(folder))
 
         def short(steps: int) -> loop.Trainer:
             few = replace(wanted, max_steps=steps, average_last=0, out=folder)

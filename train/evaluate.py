@@ -18,6 +18,7 @@ from train.data.clips import SPLITS, check_classes, nearest
 from train.data.pack import pack
 from train.feed import Feed
 from train.samples import source_of
+from train.step import Task
 
 
 def evaluate(path: str, split: str, flags: list[str]) -> dict:
@@ -40,7 +41,7 @@ def evaluate(path: str, split: str, flags: list[str]) -> dict:
     )
     if not len(feed):
         raise UserError(f"The data set has no clips in its {split} split: take another by --split.")
-    task = loop.Task(
+    task = Task(
         settings=wanted,
         config=config,
         model=model.to(device),

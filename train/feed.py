@@ -17,11 +17,12 @@ from train.samples import Clips, Resident, Streamed, to_device
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """log_mel `[B, T, F]`, normalised; targets float32 `[B, C]`; indices of the clips in the pack, on the host."""
+    """log_mel `[B, T, F]`, normalised; targets float32 `[B, C]`; indices of the clips in the pack, on the host (None where
+    the clips were named by a tensor)."""
 
     log_mel: torch.Tensor
     targets: torch.Tensor
-    indices: np.ndarray
+    indices: np.ndarray | None
 
 
 class Feed:
@@ -60,14 +61,21 @@ class Feed:
         return Batch(log_mel, clips.labels, self.indices[positions])
 
     def augmented(
-        self, positions: np.ndarray, tickets: np.ndarray, epoch: int, augment: Augment, gathered: Clips | None = None
+        self,
+        positions: np.ndarray | torch.Tensor,
+        tickets: np.ndarray | torch.Tensor,
+        epoch: int | torch.Tensor,
+        augment: Augment,
+        gathered: Clips | None = None,
     ) -> Batch:
         """Clips with the augmentation of their tickets in this epoch.
 
-        gathered: the clips, and behind them their partners in mixup, where they have been fetched already.
+        gathered: the clips, and behind them their partners in mixup, where they have been fetched already. positions and
+        tickets `[B]` and epoch `[1]` may be int64 tensors on the device, for a CUDA graph that reads them anew each time;
+        where samples are streamed, gathered has to be given then.
         """
         with ranges.range("load"):
-            ticket = to_device(torch.from_numpy(tickets), self.device)
+            ticket = self._here(tickets)
             drawn = augment.mixup(epoch, ticket, len(self))
             if gathered is not None:
                 clips = self.source.arrived(gathered)
@@ -90,11 +98,12 @@ class Feed:
         with ranges.range("mask"):
             augment.mask(log_mel, self.front_end.valid_frames(length), epoch, ticket, roll)
             self.front_end.normalise(log_mel, augment.noise(epoch, ticket))
-        return Batch(log_mel, targets, self.indices[positions])
+        return Batch(log_mel, targets, None if isinstance(positions, torch.Tensor) else self.indices[positions])
 
-    def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """The whole split in its own order, `plain`; where samples are streamed, gathered one batch ahead."""
-        parts = [np.arange(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
+    def evaluation(self, batch_size: int, span: slice = slice(None)) -> Iterator[Batch]:
+        """The split in its own order, or a span of it, `plain`; where samples are streamed, gathered one batch ahead."""
+        positions = np.arange(len(self))[span]
+        parts = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
         if isinstance(self.source, Resident):
             yield from map(self.plain, parts)
             return
@@ -103,12 +112,24 @@ class Feed:
 
     def training(self, steps: list[tuple[np.ndarray, np.ndarray]], epoch: int, augment: Augment) -> Iterator[Batch]:
         """A batch for each (positions, tickets), `augmented`; where samples are streamed, gathered one batch ahead."""
+        with closing(self.coming(steps, epoch, augment)) as coming:
+            for positions, tickets, gathered in coming:
+                yield self.augmented(positions, tickets, epoch, augment, gathered)
+
+    def coming(
+        self, steps: list[tuple[np.ndarray, np.ndarray]], epoch: int, augment: Augment
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Clips | None]]:
+        """Each (positions, tickets) with what `augmented` wants gathered: where samples are streamed, one batch ahead."""
         if isinstance(self.source, Resident):
-            yield from (self.augmented(*picked, epoch, augment) for picked in steps)
+            yield from ((*picked, None) for picked in steps)
             return
-        with closing(one_ahead(self._gathered(*picked, epoch, augment) for picked in steps)) as coming:
-            for picked, gathered in zip(steps, coming, strict=True):
-                yield self.augmented(*picked, epoch, augment, gathered)
+        with closing(one_ahead(self._gathered(*picked, epoch, augment) for picked in steps)) as gathered:
+            for picked, clips in zip(steps, gathered, strict=True):
+                yield *picked, clips
+
+    def _here(self, numbers):
+        """Numbers from the host or from the device, on the device."""
+        return numbers if isinstance(numbers, torch.Tensor) else to_device(torch.from_numpy(numbers), self.device)
 
     def _fetched(self, positions, wait=True):
         indices = self.indices[positions]
@@ -119,7 +140,7 @@ class Feed:
 
     def _looked_up(self, positions, drawn):
         """Clips and partners on the device; a clip that is not mixed is its own partner. The host waits for nothing."""
-        own = to_device(torch.from_numpy(self.indices[positions]), self.device)
+        own = self._numbers[self._here(positions)]
         if drawn is None:
             return self.source.clips(own, self.W)
         mixed, partner, _ = drawn

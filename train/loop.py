@@ -1,107 +1,50 @@
-"""The training loop: steps, epochs, evaluation, checkpoints. What a step computes depends on the settings alone."""
+"""The training loop: epochs, evaluation, checkpoints. What a run computes depends on its settings alone."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 
 from fftp import checkpoint
-from fftp.augment import Augment
 from fftp.errors import UserError
-from kernels import ranges
-from train import metrics, state
-from train.feed import Batch, Feed, Order
-from train.settings import Settings
+from train import graph, metrics, parallel, state, step
+from train.feed import Feed, Order
+from train.step import Step, Task
 
 EVALUATION_BATCH = 128
 CHECK_EVERY = 50  # steps between looks at the device's finite flag on a GPU; on a CPU looking is free
+STEP_FLOPS = 2 * 3  # of a clip, for each multiply-accumulate of its forward: the backward takes twice as many again
 FEW = 10  # steps that first_loss and last_loss of an epoch are means of
-TIME_FIELDS = ("seconds", "samples_per_second", "step_ms")  # fields that no two runs share
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """Everything a run works on."""
-
-    settings: Settings
-    config: checkpoint.CheckpointConfig
-    model: torch.nn.Module
-    train: Feed
-    validation: Feed | None
-    device: torch.device
-    precision: torch.dtype
-    out: Path
-
-    @property
-    def key_metric(self) -> str:
-        return "map" if self.config.multi_label else "accuracy"
-
-
-def autocast(task: Task):
-    return torch.autocast(task.device.type, dtype=torch.bfloat16, enabled=task.precision == torch.bfloat16)
-
-
-def optimiser_of(model: torch.nn.Module, settings: Settings) -> torch.optim.Adam:
-    """AdamW without decay on what the model names (vectors, tokens, positions, scan decays), or Adam with L2 on everything."""
-    how = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "fused": True}
-    if settings.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), weight_decay=settings.weight_decay, **how)
-    kept = model.undecayed()
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if n not in kept], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in named if n in kept], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, **how)
-
-
-def learning_rate(settings: Settings, step: int, total: int) -> float:
-    """Linear warm-up from 0, then a cosine down to lr_end of the peak, or steps down by epochs; step counts from 0.
-
-    An epoch's share of the run is 1 / epochs, also where max_steps shortens it. The steps are PyTorch's MultiStepLR
-    with milestones step_from, step_from + step_every and so on, taken at the end of epochs as AST's loop does.
-    """
-    warm = min(round(total * settings.warmup_epochs / settings.epochs), total - 1)
-    if step < warm:
-        return settings.lr * (step + 1) / warm
-    if settings.schedule == "step":
-        epoch = step * settings.epochs // total
-        downs = 1 + (epoch - settings.step_from) // settings.step_every if epoch >= settings.step_from else 0
-        return settings.lr * settings.step_factor**downs
-    share = (step - warm) / max(1, total - warm)
-    return settings.lr * (settings.lr_end + (1 - settings.lr_end) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def loss_of(logits: torch.Tensor, targets: torch.Tensor, settings: Settings, multi_label: bool) -> torch.Tensor:
-    """Cross-entropy with soft targets (mean over B), or binary cross-entropy (mean over B x C); in float32."""
-    if settings.loss == "bce" or (settings.loss == "auto" and multi_label):
-        return nnf.binary_cross_entropy_with_logits(logits.float(), targets)
-    targets = targets / targets.sum(1, keepdim=True).clamp_min(1e-8)
-    return nnf.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
+TIME_FIELDS = ("seconds", "samples_per_second", "step_ms", "tflops")  # fields that no two runs share
 
 
 @torch.inference_mode()
 def evaluate(task: Task, feed: Feed) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """(figures, scores `[n, C]`, targets `[n, C]`) of a split, clips in the pack's order."""
+    """(figures, scores `[n, C]`, targets `[n, C]`) of a split, clips in the pack's order; the same on every process.
+
+    Over several processes each scores a span of the clips.
+    """
     task.model.eval()
-    scores, targets, losses = [], [], []
-    with closing(feed.evaluation(EVALUATION_BATCH)) as batches:
+    scores, targets, losses = [], [], [torch.zeros((), device=task.device)]
+    with closing(feed.evaluation(EVALUATION_BATCH, parallel.share(len(feed)))) as batches:
         for batch in batches:
-            with autocast(task):
+            with step.autocast(task):
                 logits = task.model(batch.log_mel)
-            losses.append(loss_of(logits, batch.targets, task.settings, task.config.multi_label) * len(batch.indices))
+            loss = step.loss_of(logits, batch.targets, task.settings, task.config.multi_label)
+            losses.append(loss * len(batch.indices))
             scores.append(task.config.probabilities(logits))
             targets.append(batch.targets)
     task.model.train()
-    score, target = torch.cat(scores).cpu().numpy(), torch.cat(targets).cpu().numpy()
+    none = torch.empty(0, len(task.config.labels))
+    here = [torch.cat([none, *(part.cpu() for part in parts)]).numpy() for parts in (scores, targets)]
+    losses, scores, targets = zip(*parallel.gather((float(torch.stack(losses).sum()), *here)), strict=True)
+    score, target = np.concatenate(scores), np.concatenate(targets)
     figures = metrics.multi_label(score, target) if task.config.multi_label else metrics.single_label(score, target)
-    return {"loss": float(torch.stack(losses).sum()) / len(feed), **figures}, score, target
+    return {"loss": sum(losses) / len(feed), **figures}, score, target
 
 
 class Trainer:
@@ -110,26 +53,23 @@ class Trainer:
     def __init__(self, task: Task, on_step: Callable[[int, int], None]):
         s = task.settings
         self.task, self.on_step = task, on_step
-        self.optimiser = optimiser_of(task.model, s)
-        self.augment = Augment(s, s.seed, task.config.model.grid.T, task.config.model.grid.F)
         self.order = Order(task.train, s.batch_size, s.seed, s.balanced)
         self.total = s.epochs * self.order.steps
         if s.max_steps:
             self.total = min(self.total, s.max_steps)
         self.epochs = math.ceil(self.total / self.order.steps)
+        self.plain = Step(task, self.order, self.total)
+        self.step = self.plain if graph.reason_against(task) else graph.Graphed(self.plain)
         self.averages = state.Averages()
         self.progress = {"epoch": 0, "seconds": 0.0, "history": [], "best": None}
-        # 1 from the first loss that is not finite on: the fused optimiser then leaves every weight alone.
-        self.broken = torch.zeros((), device=task.device)
-        self.broken_step = torch.full((), -1, dtype=torch.int64, device=task.device)
 
     def resume(self) -> bool:
         """Take up last/ where there is one."""
         folder = self.task.out / "last"
-        checkpoint.recover(folder)
+        parallel.first(lambda: checkpoint.recover(folder))
         if not folder.is_dir():
             return False
-        self.progress = state.restore(folder, self.task.model, self.optimiser, self.averages)
+        self.progress = state.restore(folder, self.task.model, self.plain.optimiser, self.averages)
         return True
 
     def epoch(self) -> dict:
@@ -138,19 +78,24 @@ class Trainer:
         number = self.progress["epoch"]
         first = number * self.order.steps
         steps = self.order.epoch(number)[: self.total - first]
-        with closing(self.task.train.training(steps, number, self.augment)) as batches:
-            losses = [self._step(first + i, number, batch) for i, batch in enumerate(batches)]
+        losses = torch.zeros(len(steps), device=self.task.device)
+        with closing(self.step.inputs(self.plain.divided(steps), number)) as inputs:
+            for i in range(len(steps)):
+                losses[i] = self._step(first + i, number, islice(inputs, self.plain.parts))
         self._refuse_broken(number)
+        losses = losses.cpu()
         seconds = time.perf_counter() - started
+        rate = len(steps) * self.order.batch_size / seconds
         line = {
             "epoch": number + 1,
             "step": first + len(steps),
-            "train_loss": float(torch.stack(losses).mean()),
-            "first_loss": float(torch.stack(losses[:FEW]).mean()),
-            "last_loss": float(torch.stack(losses[-FEW:]).mean()),
-            "lr": self.optimiser.param_groups[0]["lr"],
-            "samples_per_second": len(steps) * self.order.batch_size / seconds,
+            "train_loss": float(losses.mean()),
+            "first_loss": float(losses[:FEW].mean()),
+            "last_loss": float(losses[-FEW:].mean()),
+            "lr": step.learning_rate(self.task.settings, first + len(steps) - 1, self.total),
+            "samples_per_second": rate,
             "step_ms": 1000 * seconds / len(steps),
+            "tflops": rate * STEP_FLOPS * self.task.config.model.macs().all / 1e12,
         }
         if every := self.task.settings.log_every:
             kept = range(every - 1 - first % every, len(steps), every)
@@ -162,35 +107,19 @@ class Trainer:
         self._keep(line)
         return line
 
-    def _step(self, step: int, epoch: int, batch: Batch) -> torch.Tensor:
-        task, s = self.task, self.task.settings
-        with autocast(task):
-            logits = task.model(batch.log_mel)
-        loss = loss_of(logits, batch.targets, s, task.config.multi_label)
-        with ranges.range("backward"):
-            loss.backward()
-        with ranges.range("optimiser"):
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(s, step, self.total)
-            bad = ~torch.isfinite(loss.detach())
-            if s.clip_norm:
-                norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), s.clip_norm)
-                bad = bad | ~torch.isfinite(norm)
-            self.broken_step.copy_(torch.where(bad & (self.broken == 0), step, self.broken_step))
-            self.broken.copy_(torch.maximum(self.broken, bad.float()))
-            self.optimiser.found_inf = self.broken
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
-        if task.device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1:
+    def _step(self, number: int, epoch: int, inputs: Iterable) -> torch.Tensor:
+        """One step, counted from 0 over the run; returns its loss, which is overwritten by the next one."""
+        loss = self.step(number, epoch, inputs)
+        if self.task.device.type == "cpu" or number % CHECK_EVERY == CHECK_EVERY - 1:
             self._refuse_broken(epoch)
-        self.on_step(step + 1, self.total)
-        return loss.detach()
+        self.on_step(number + 1, self.total)
+        return loss
 
     def _refuse_broken(self, epoch: int) -> None:
-        step = int(self.broken_step)
-        if step < 0:
+        number = int(self.plain.broken_step)
+        if number < 0:
             return
-        at = step - epoch * self.order.steps
+        at = number - epoch * self.order.steps
         positions, _ = self.order.epoch(epoch)[at]
         names = [self.task.train.pack.names[i] for i in self.task.train.indices[positions[:3]]]
         kept = (
@@ -199,24 +128,31 @@ class Trainer:
             else "nothing was saved yet"
         )
         raise UserError(
-            f"The loss or its gradient was no longer finite at step {step + 1} (epoch {epoch + 1}, batch {at + 1}, clips "
+            f"The loss or its gradient was no longer finite at step {number + 1} (epoch {epoch + 1}, batch {at + 1}, clips "
             f"{', '.join(names)}, ...), and no weight was changed from there on: "
             f"try a lower --lr or more --warmup-epochs; {kept}."
         )
 
     def _keep(self, line: dict) -> None:
-        """Take the epoch into the progress, and write best/ and last/; a kill between the two repeats the epoch."""
+        """Take the epoch into the progress, and have it saved."""
         task, progress = self.task, self.progress
         progress["epoch"] += 1
         progress["history"].append(line)
         score = line.get(f"validation_{task.key_metric}")
-        if score is not None and (progress["best"] is None or score > progress["best"]["score"]):
+        better = score is not None and (progress["best"] is None or score > progress["best"]["score"])
+        if better:
             progress["best"] = {"epoch": line["epoch"], "score": score}
-            with checkpoint.replacing(task.out / "best") as beside:
-                checkpoint.save(beside, task.model, task.config)
         if line["epoch"] > self.epochs - task.settings.average_last:
             self.averages.add(task.model)
-        state.save(task.out / "last", task.model, task.config, self.optimiser, self.averages, progress)
+        parallel.first(lambda: self._save(better))
+
+    def _save(self, better: bool) -> None:
+        """Write best/ where the epoch is the best so far, and last/; a kill between the two repeats the epoch."""
+        task = self.task
+        if better:
+            with checkpoint.replacing(task.out / "best") as beside:
+                checkpoint.save(beside, task.model, task.config)
+        state.save(task.out / "last", task.model, task.config, self.plain.optimiser, self.averages, self.progress)
 
     @property
     def done(self) -> bool:

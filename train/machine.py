@@ -9,17 +9,26 @@ from pathlib import Path
 import torch
 
 from fftp.errors import UserError
+from train import parallel
 
 PACKAGES = ("torch", "numpy", "triton", "soundfile", "soxr", "safetensors", "mamba-ssm", "causal-conv1d")
 
 
 def device_of(wanted: str) -> torch.device:
-    """Raises UserError for a GPU that is not there."""
+    """Raises UserError for a GPU that is not there. Each of several processes on a machine has a GPU of its own."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no GPU that torch can use; take --device cpu, or auto.")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if parallel.size() == 1:
+        return torch.device("cuda")
+    own, there = parallel.local_rank(), torch.cuda.device_count()
+    if own >= there:
+        raise UserError(
+            f"Every process needs a GPU of its own, and this machine has {there}: start at most {there} here."
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype:

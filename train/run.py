@@ -1,13 +1,13 @@
 """python -m train.run: train and evaluate an audio classifier.
 
-Ends with exit code 0 when done, 2 for what the user can mend (one sentence says what), 130 when interrupted.
+Ends with exit code 0 when done, 2 for what the user can mend (one sentence says what), 130 when interrupted, 143 when
+terminated, 1 when another process of the same run was lost (train.ending). `torchrun --nproc-per-node N -m train.run`
+trains one model with N processes (train.parallel).
 """
 
-import csv
 import hashlib
-import io
 import json
-import shlex
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +22,13 @@ from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
 from kernels import FbankSettings, dispatch
-from train import data, loop, machine, metrics, pictures, settings, statistics
+from train import data, ending, graph, loop, machine, metrics, parallel, pictures, settings, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
 from train.samples import source_of
 from train.settings import Settings
+from train.step import Task
 
 MEASURED_CLIPS = 1000  # training clips that the normalisation constants are measured on, where the recipe has none
 MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)  # of seconds_to, validation
@@ -36,34 +37,19 @@ MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     out = None
-    try:
-        dispatch.check_overrides()
-        wanted, given = settings.from_flags(sys.argv[1:] if arguments is None else arguments)
-        out, wanted, saved = open_run(wanted, given)
-        run(wanted, out, saved)
-        return 0
-    except (UserError, dispatch.BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not checkpoint.disk_full(error):
-            raise
-        then = f"`{go_on(out)}`" if begun(out) else "run this command again"
-        print(f"error: The disk of {out or '.'} is full: make room, then {then}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        then = f"go on with `{go_on(out)}`" if begun(out) else "nothing had been written yet"
-        print(f"\ninterrupted: {then}.", file=sys.stderr)
-        return 130
-
-
-def begun(out: Path | None) -> bool:
-    """Whether there is a run to go on with."""
-    return out is not None and (out / "settings.json").exists()
-
-
-def go_on(out: Path) -> str:
-    return f"python -m train.run --resume --out {shlex.quote(str(out))}"
+    with ending.terminable(), parallel.one_voice():
+        try:
+            try:
+                dispatch.check_overrides()
+                wanted, given = settings.from_flags(sys.argv[1:] if arguments is None else arguments)
+                with parallel.group(wanted.device):
+                    out, wanted, saved = parallel.first(lambda: open_run(wanted, given))
+                    run(wanted, out, saved)
+                return 0
+            except (Exception, KeyboardInterrupt, ending.Terminated) as error:
+                return ending.told(error, out)
+        except (KeyboardInterrupt, ending.Terminated) as error:  # while something else was about to be told
+            return ending.told(error, out)
 
 
 def open_run(wanted: Settings, given: set[str]) -> tuple[Path, Settings, dict[str, Any] | None]:
@@ -102,50 +88,68 @@ def _free_folder(wanted: Settings) -> Path:
     return out
 
 
-def prepare(
-    wanted: Settings, out: Path, saved: dict[str, Any] | None = None
-) -> tuple[loop.Task, Pack, data.DataSet, dict]:
+def prepare(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> tuple[Task, Pack, dict[str, Any]]:
     """What a run works on, its data, and what was decided where the settings leave it open."""
     dispatch.use_fused(wanted.fused)
     dispatch.forget()
-    if saved is not None:
+    use_deterministic(wanted.deterministic)
+    if saved is not None and saved["resolved"].get("processes", 1) == parallel.size():
         torch.set_num_threads(saved["resolved"]["threads"])
-    device = machine.device_of(wanted.device)
+    device = parallel.together(lambda: machine.device_of(wanted.device))
     check_geometry(wanted)
-    dataset = data.load(wanted)
     fbank = FbankSettings(n_mels=wanted.mels)
-    packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)
+    dataset, packed = parallel.in_turn(lambda: load(wanted, fbank))
+    resolved = parallel.first(lambda: resolve(wanted, packed, dataset, fbank, device, saved))
+    return parallel.together(lambda: build(wanted, resolved, packed, dataset, fbank, device, out)), packed, resolved
+
+
+def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write everything into out. Returns what result.json holds."""
+    task, packed, resolved = prepare(wanted, out, saved)
+    if (out / "result.json").exists():
+        print(f"The run in {out} is finished: its result.json has the figures.")
+        return json.loads((out / "result.json").read_text())
+    announce(task, packed)
+    parallel.together(lambda: check_backends(task))
+    if saved is None:
+        parallel.first(lambda: begin(task, resolved))
+    if packed.copies_differ:
+        parallel.first(lambda: checkpoint.replace(out / "clips.csv", packed.listing().encode()))
+    trainer = fit(task)
+    return report(task, trainer, packed)
+
+
+def use_deterministic(wanted: bool) -> None:
+    """Whether an operation that gives other bits each time is refused from now on."""
+    if wanted:
+        # cuBLAS reads this when it is first used: workspaces of a fixed size, so that it adds in a fixed order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
+def load(wanted: Settings, fbank: FbankSettings) -> tuple[data.DataSet, Pack]:
+    """The data set and its samples. Raises UserError where there is nothing to test on."""
+    dataset = data.load(wanted)
+    workers, progress = wanted.workers or None, parallel.rank() == 0
+    packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, progress, workers)
     if not len(packed.indices("test")):
         raise UserError(
             f"The data set {dataset.name!r} has no test clips, and too few recordings of each class to hold some out: "
             "add recordings."
         )
-    resolved = resolve(wanted, packed, dataset, fbank, device, saved)
-    return build(wanted, resolved, packed, dataset, fbank, device, out), packed, dataset, resolved
+    return dataset, packed
 
 
-def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train, evaluate, and write everything into out. Returns what result.json holds."""
-    task, packed, dataset, resolved = prepare(wanted, out, saved)
-    if (out / "result.json").exists():
-        print(f"The run in {out} is finished: its result.json has the figures.")
-        return json.loads((out / "result.json").read_text())
-    announce(task, packed)
-    check_backends(task)
-    if saved is None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except (NotADirectoryError, FileExistsError, PermissionError) as error:
-            raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
-        about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(task.device)}
-        written = {"settings": settings.to_dict(wanted), "resolved": resolved, **about, "backends": planned(task)}
-        checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
-    if dataset.copies_differ:
-        checkpoint.replace(out / "clips.csv", clip_list(packed).encode())
-    trainer = fit(task)
-    result = report(task, trainer, packed)
-    checkpoint.replace(out / "result.json", json.dumps(result, indent=1).encode())
-    return result
+def begin(task: Task, resolved: dict[str, Any]) -> None:
+    """Make the run's folder with settings.json. Raises UserError where it cannot be made."""
+    out = task.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
+    about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(task.device)}
+    written = {"settings": settings.to_dict(task.settings), "resolved": resolved, **about, "backends": planned(task)}
+    checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
 
 
 def check_geometry(wanted: Settings) -> PatchGrid:
@@ -182,6 +186,7 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
         mean, std = measured.mean, measured.std
     return {
         "precision": str(machine.precision_of(wanted.precision, device)).removeprefix("torch."),
+        "processes": parallel.size(),
         "threads": torch.get_num_threads(),
         "mean": mean,
         "std": std,
@@ -202,7 +207,7 @@ def model_of(wanted: Settings, classes: int) -> ast_model.ASTConfig | aum_model.
     return aum_model.AuMConfig(**shared, **where, **(aum_model.SIZES[wanted.size] | depth))
 
 
-def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.Task:
+def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
     """Model, front end and feeds."""
     model = model_of(wanted, len(packed.classes))
     level = {"mean": resolved["mean"], "std": resolved["std"]}
@@ -219,7 +224,7 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.T
     network = config.build().to(device)
     source = source_of(packed, device, wanted.device_memory_share)
     feeds = [Feed(source, packed.indices(s), FrontEnd(config.front_end)) for s in ("train", "validation")]
-    return loop.Task(
+    return Task(
         settings=wanted,
         config=config,
         model=network,
@@ -231,7 +236,7 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> loop.T
     )
 
 
-def planned(task: loop.Task) -> dict[str, str]:
+def planned(task: Task) -> dict[str, str]:
     """Operation -> the backend that this run will take."""
     precision = str(task.precision).removeprefix("torch.")
     operations = {"waveforms": "int16", "fbank": "float32", "normalise": "float32"}
@@ -244,13 +249,17 @@ def planned(task: loop.Task) -> dict[str, str]:
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 
-def check_backends(task: loop.Task) -> None:
+def check_backends(task: Task) -> None:
     """On a GPU: hold this run's fused backends against their references before anything is trained with them.
 
     Compilers have been seen to make wrong gradients of right kernels. Raises UserError.
     """
     if task.device.type != "cuda":
         return  # the test suite covers what runs without a compiler of the user's own
+    if task.settings.deterministic and planned(task)["waveforms"] == "reference":
+        raise UserError(
+            "--deterministic on a GPU needs --fused: waveforms=reference has no form there with the same bits."
+        )
     for row in env.check("cuda", planned(task)):
         if not row.good:
             raise UserError(
@@ -260,7 +269,7 @@ def check_backends(task: loop.Task) -> None:
             )
 
 
-def announce(task: loop.Task, packed: Pack) -> None:
+def announce(task: Task, packed: Pack) -> None:
     """The first lines of a run: what computes, then what is computed."""
     s, config = task.settings, task.config
     backends = ", ".join(f"{name}={backend}" for name, backend in planned(task).items())
@@ -278,6 +287,7 @@ def announce(task: loop.Task, packed: Pack) -> None:
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
     )
     print(f"samples: {task.train.source}")
+    print(step_line(task))
     if packed.absent:
         total = len(packed.names) + len(packed.skipped) + len(packed.absent)
         print(f"{len(packed.absent)} of {total} listed clips have no file: {clips.listed(packed.absent)}")
@@ -285,24 +295,24 @@ def announce(task: loop.Task, packed: Pack) -> None:
         print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
 
 
-def clip_list(packed: Pack) -> str:
-    """Which clips the run had, which were listed and not there, and which could not be used: a CSV."""
-    used = zip(packed.names, packed.splits, strict=True)
-    rows = [("name", "split", "state"), *((name, clips.SPLITS[split], "used") for name, split in used)]
-    rows += [(name, "", "absent") for name in packed.absent]
-    rows += [(name, "", "skipped") for name, _ in packed.skipped]
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerows(rows)
-    return written.getvalue()
+def step_line(task: Task) -> str:
+    """How a step runs. Raises UserError where that cannot be had."""
+    reason = graph.reason_against(task)
+    parts = [f"a step: {min(task.settings.batch_size, len(task.train))} clips"]
+    if parallel.size() > 1:
+        parts.append(f"over {parallel.size()} processes")
+    if task.settings.accumulate > 1:
+        parts.append(f"in {task.settings.accumulate} micro-batches")
+    return " ".join(parts) + (f"; no CUDA graph: {reason}" if reason else "; one CUDA graph")
 
 
-def fit(task: loop.Task) -> loop.Trainer:
+def fit(task: Task) -> loop.Trainer:
     """All epochs, with a line and an entry in metrics.jsonl for each."""
-    with tqdm(total=0, unit="step", disable=None, smoothing=0.05, leave=False) as bar:
+    first = parallel.rank() == 0
+    with tqdm(total=0, unit="step", disable=None if first else True, smoothing=0.05, leave=False) as bar:
         trainer = loop.Trainer(task, lambda step, total: bar.update(1))
         resumed = trainer.resume()
         history = trainer.progress["history"]
-        write_history(task.out, history)
         bar.reset(trainer.total)
         bar.update(history[-1]["step"] if history else 0)
         if task.settings.resume:
@@ -311,20 +321,27 @@ def fit(task: loop.Task) -> loop.Trainer:
                 if resumed
                 else "no epoch was finished: from the start"
             )
-        board = open_board(task.out, history)
+        parallel.first(lambda: write_history(task.out, history))
+        board = open_board(task.out, history) if first else None
         while not trainer.done:
             line = trainer.epoch()
-            write_history(task.out, trainer.progress["history"])
+            parallel.first(lambda line=line: note(task.out, trainer.progress["history"], line, board))
             bar.write(epoch_line(line, trainer.epochs), file=sys.stdout)
-            if board is not None:
-                for step, loss in line.get("losses", {}).items():
-                    board.add_scalar("step_loss", loss, int(step))
-                for name in line.keys() - {"losses"}:
-                    board.add_scalar(name.replace("validation_", "validation/"), line[name], line["epoch"])
-                board.flush()
         if board is not None:
             board.close()
     return trainer
+
+
+def note(out: Path, history: list[dict], line: dict, board) -> None:
+    """An epoch's line into metrics.jsonl and, where there is one, on TensorBoard's board."""
+    write_history(out, history)
+    if board is None:
+        return
+    for step, loss in line.get("losses", {}).items():
+        board.add_scalar("step_loss", loss, int(step))
+    for name in line.keys() - {"losses"}:
+        board.add_scalar(name.replace("validation_", "validation/"), line[name], line["epoch"])
+    board.flush()
 
 
 def write_history(out: Path, history: list[dict]) -> None:
@@ -348,36 +365,60 @@ def epoch_line(line: dict, epochs: int) -> str:
     parts += [
         f"{line['step_ms']:.0f} ms a step",
         f"{line['samples_per_second']:.0f} clips/s",
+        f"{line['tflops']:.3g} TFLOP/s",
         f"{line['seconds']:.0f} s",
     ]
     return "  ".join(parts)
 
 
-def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
-    """Evaluate the reported epoch on the test split, draw the pictures, and return result.json's content."""
-    progress, key = trainer.progress, task.key_metric
-    best = progress["best"]
-    reported = best["epoch"] if best else progress["epoch"]
+def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
+    """Evaluate the reported epoch on the test split, draw the pictures, and write result.json; returns its content."""
+    best = trainer.progress["best"]
     if best:
         checkpoint.load_weights(task.model, task.out / "best" / "model.safetensors")
     test = Feed(task.train.source, packed.indices("test"), task.train.front_end)
     measured, scores, targets = loop.evaluate(task, test)
-    line = progress["history"][reported - 1]
-    last = progress["history"][-1]
-    macs = task.config.model.macs()
-    result = {
+    averaged = None
+    if task.settings.average_last:
+        task.model.load_state_dict(trainer.averages.mean())
+        averaged = {"epochs": trainer.averages.count, "metrics": loop.evaluate(task, test)[0]}
+    result = figures_of(task, trainer, packed, measured) | ({"averaged": averaged} if averaged else {})
+
+    def write():
+        if averaged:
+            with checkpoint.replacing(task.out / "average") as beside:
+                checkpoint.save(beside, task.model, task.config)
+        draw(task, trainer.progress["history"], scores, targets)
+        checkpoint.replace(task.out / "result.json", json.dumps(result, indent=1).encode())
+
+    parallel.first(write)
+    shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
+    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in shown.items() if name in measured)
+    spent = f"{trainer.progress['seconds']:.0f} s of training"
+    print(f"test ({len(test)} clips, epoch {result['reported_epoch']}): {text}; {spent} -> {task.out}")
+    return result
+
+
+def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[str, float]) -> dict[str, Any]:
+    """What result.json holds about a run whose figures on the test split are measured."""
+    progress, history = trainer.progress, trainer.progress["history"]
+    reported = progress["best"]["epoch"] if progress["best"] else progress["epoch"]
+    validation = {k.removeprefix("validation_"): v for k, v in history[reported - 1].items() if "validation_" in k}
+    medians = {n: float(np.median([line[n] for line in history])) for n in ("samples_per_second", "step_ms", "tflops")}
+    return {
         "metrics": measured,
-        "validation": {k.removeprefix("validation_"): v for k, v in line.items() if k.startswith("validation_")},
+        "validation": validation,
         "reported_epoch": reported,
         "epochs": progress["epoch"],
-        "train_loss": last["train_loss"],
+        "train_loss": history[-1]["train_loss"],
         "backends": dispatch.in_use(),
+        "processes": parallel.size(),
+        "graph": trainer.step is not trainer.plain,
         "seconds": progress["seconds"],
-        "samples_per_second": float(np.median([entry["samples_per_second"] for entry in progress["history"]])),
-        "step_ms": float(np.median([entry["step_ms"] for entry in progress["history"]])),
-        "seconds_to": seconds_to(progress["history"], f"validation_{key}"),
+        **medians,
+        "seconds_to": seconds_to(history, f"validation_{task.key_metric}"),
         "parameters": sum(p.numel() for p in task.model.parameters()),
-        "macs": macs._asdict(),
+        "macs": task.config.model.macs()._asdict(),
         "clips": {split: len(packed.indices(split)) for split in clips.SPLITS},
         "absent_clips": len(packed.absent),
         "skipped_files": [{"file": name, "reason": reason} for name, reason in packed.skipped],
@@ -386,16 +427,6 @@ def report(task: loop.Task, trainer: loop.Trainer, packed: Pack) -> dict[str, An
         "commit": machine.commit(),
         "settings": asdict(task.settings),
     }
-    if task.settings.average_last:
-        task.model.load_state_dict(trainer.averages.mean())
-        result["averaged"] = {"epochs": trainer.averages.count, "metrics": loop.evaluate(task, test)[0]}
-        with checkpoint.replacing(task.out / "average") as beside:
-            checkpoint.save(beside, task.model, task.config)
-    draw(task, progress["history"], scores, targets)
-    shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
-    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in shown.items() if name in measured)
-    print(f"test ({len(test)} clips, epoch {reported}): {text}; {progress['seconds']:.0f} s of training -> {task.out}")
-    return result
 
 
 def seconds_to(history: list[dict], name: str) -> dict[str, float]:
@@ -408,7 +439,7 @@ def seconds_to(history: list[dict], name: str) -> dict[str, float]:
     return reached
 
 
-def draw(task: loop.Task, history: list[dict], scores: np.ndarray, targets: np.ndarray) -> None:
+def draw(task: Task, history: list[dict], scores: np.ndarray, targets: np.ndarray) -> None:
     if not figures.available():
         print("no pictures: matplotlib is not installed (pip install 'fftp[plots]').")
         return

@@ -18,7 +18,7 @@ from fftp.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 
 # What may differ when a run is taken up again: where it runs and where it lies, not what it computes.
-FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root", "device_memory_share")
+FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root", "device_memory_share", "accumulate", "graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,9 @@ class Settings(AugmentSettings):
     max_steps: int = 0
     """Stop after so many steps, with the schedule shortened to them; 0 is all epochs."""
     batch_size: int = 128
+    """Clips of a step, over all processes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches that a process takes its clips of a step in, for batches that do not fit into memory."""
     lr: float = 1e-3
     """Peak learning rate."""
     warmup_epochs: float = 1.0
@@ -134,6 +137,10 @@ class Settings(AugmentSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 where the processor has instructions for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    graph: Literal["auto", "on", "off"] = "auto"
+    """The whole step as one CUDA graph; auto is on where it can be, and the first lines of a run say why not."""
+    deterministic: bool = False
+    """Only operations that give the same bits twice, also on a GPU, at some cost in speed."""
     device_memory_share: float = 0.4
     """On a GPU: keep all samples there when they fit into this share of its free memory; 0 streams them."""
     seed: int = 0
@@ -143,9 +150,9 @@ class Settings(AugmentSettings):
     """Go on with the run in --out; other flags may be left out, and have to agree where given."""
 
     def __post_init__(self):
-        for name in ("frames", "mels", "epochs", "batch_size", "mask_width", "mask_height", "mask_snap", "step_every"):
+        for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "step_every", "mask_width", "mask_height"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("mask_max_frequency", "mask_max_time"):
+        for name in ("mask_max_frequency", "mask_max_time", "mask_snap"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "depth",

@@ -38,7 +38,6 @@ def clips() -> dict[str, torch.Tensor]:
         "amplitude 1e-5": 1e-4 * noise(RATE, seed=6),
         "sine of 3 kHz": torch.sin(2 * math.pi * 3000 * t),
         "rumble": torch.sin(2 * math.pi * 31 * t) + 1e-4 * noise(RATE, seed=7),
-        "clipped": (3 * torch.sin(2 * math.pi * 997 * t)).clamp(-1, 1),
     }
     return signals() | more
 

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from oracles import part
+from originals import check_gradients, grid, load, stored
 from test_selective_scan import arguments
 
 import kernels
+from fftp import AuM, AuMConfig, convert
 from kernels.selective_scan import fused, kernel, reference
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -415,3 +418,15 @@ def test_float64_is_refused():
         kernels.selective_scan(**given)
     with pytest.raises(ValueError, match=f"causal_conv{reason}"):
         kernels.causal_conv(given["u"], torch.zeros(3, 4).double(), torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("case", stored("aum_none", "aum_v1", "aum_v2", "aum_v1_fftp"))
+def test_the_originals_numbers(case, wide, device):
+    """AuM's own code, converted: logits and every gradient within the bounds of the oracles' README for float32."""
+    tensors = load(case)
+    directions = case[0].split("_")[1]
+    model = AuM(AuMConfig(grid=grid(case[0]), classes=10, dim=64, depth=2, directions=directions))
+    model.load_state_dict(convert.from_aum(part(tensors, "weight.")))
+    model, log_mel = model.to(device), tensors["input"].to(device, copy=True).requires_grad_()
+    torch.testing.assert_close(model(log_mel).double().cpu(), tensors["logits"], rtol=0, atol=2e-6)
+    check_gradients(tensors, model, log_mel, convert.from_aum, 1e-4)

@@ -3,6 +3,8 @@
 What comes from files lies memory-mapped in the cache (train.data.cache), so that the second start decodes nothing.
 """
 
+import csv
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +29,22 @@ class Pack:
     classes: tuple[str, ...]
     skipped: list[tuple[str, str]]  # (name, reason) of the files left out
     sample_rate: int  # Hz
+    copies_differ: bool = False  # nobody has quite the same files
     absent: tuple[str, ...] = ()  # names of listed clips that are not there
 
     def indices(self, split: str) -> np.ndarray:
         """The numbers of a split's clips, rising: int64."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def listing(self) -> str:
+        """Which clips there are, which were listed and are not there, and which could not be used: a CSV."""
+        used = zip(self.names, self.splits, strict=True)
+        rows = [("name", "split", "state"), *((name, SPLITS[split], "used") for name, split in used)]
+        rows += [(name, "", "absent") for name in self.absent]
+        rows += [(name, "", "skipped") for name, _ in self.skipped]
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(rows)
+        return written.getvalue()
 
 
 def pack(
@@ -98,6 +111,7 @@ def _assemble(
         classes=dataset.classes,
         skipped=[(dataset.clips[i].name, reason) for i, reason in sorted(reasons.items())],
         sample_rate=sample_rate,
+        copies_differ=dataset.copies_differ,
         absent=dataset.absent,
     )
 

@@ -1,0 +1,271 @@
+"""The sections of docs/PERFORMANCE.md that are more than a time beside peers': Table III, a step's parts, growing work.
+
+Each takes a part's lines and returns Markdown; what no line holds is "not measured".
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+
+from kernels.ranges import PARTS as RANGES
+
+NAMES = {"ast": "AST", "aum": "AuM"}
+NOT_MEASURED = "On a GPU: not measured."
+AUDIOSET_CLIPS, AUDIOSET_EPOCHS, GPUS = 1.7e6, 5, (1, 8, 64)
+
+CONTRADICTIONS = """\
+Where the paper's columns and these differ, and why:
+
+1. What the paper calls GFLOPs are billions of multiply-accumulates of AST-base with two class tokens, without the two
+   products of attention; "all" has them. One multiply-accumulate is two operations.
+2. The paper prints 4.15 for 96 patches. The count that gives its five other rows to 0.01 gives 8.80.
+3. 1212 patches need AST's 1024 frames, 991 need 1000: the two kinds of rows do not see the same number of frames. AuM's
+   own squares do not overlap (512 patches); here it has AST's, so that a row is one patching.
+4. The square row was trained with SpecAugment, the others with SpecMask, so the mAP column mixes two changes. Steps are
+   measured here with the same masks.
+5. The paper's hours are 0.57 to 0.69 s a step for all rows up to 496 patches, 1.28 and 1.31 s for the two others: the
+   floor is its loading of data. Ours are the measured step, data to optimiser, times the recipe's clips, without evaluation.
+6. The paper says neither in which type nor at which batch it timed inference. Its times fit float32 without TensorFloat-32."""
+
+
+def newest(rows: list[dict]) -> list[dict]:
+    """The last line of each case, in the order in which cases first came."""
+    return list({json.dumps(row["case"]): row for row in rows}.values())
+
+
+def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
+    """Machine -> the newest line of each of its cases."""
+    machines: dict[str, list[dict]] = {}
+    for row in rows:
+        machines.setdefault(row["machine"], []).append(row)
+    return {machine: newest(some) for machine, some in machines.items()}
+
+
+def shown(rows: list[dict]) -> list[dict]:
+    """The lines of one machine, for a plot: a GPU's where there are any, else those of the machine measured last."""
+    machines = by_machine(rows)
+    on_gpu = [machine for machine in machines if "NVIDIA" in machine]
+    last = rows[-1]["machine"] if rows else None
+    return [row for row in machines.get((on_gpu or [last])[-1], []) if row["correct"]]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def section(rows: list[dict], text_of: Callable[[list[dict]], str]) -> str:
+    """A text for each machine, and the sentence for GPUs where none has been measured."""
+    machines = by_machine(rows)
+    texts = [f"{machine}:\n\n{text_of(some)}" for machine, some in machines.items()]
+    if not any("NVIDIA" in machine for machine in machines):
+        texts.append(NOT_MEASURED)
+    return "\n\n".join(texts)
+
+
+def _megabytes(count: int | None) -> str:
+    return "not measured" if count is None else f"{count / 1e6:.0f}"
+
+
+def _wrong(row: dict) -> str:
+    return "" if row["correct"] else "wrong, no figures"
+
+
+def table3(rows: list[dict], trained: list[dict]) -> str:
+    """What is counted, once; what is measured, for each machine; the paper's contradictions; all of AudioSet on paper.
+
+    trained: lines of train.jsonl, for the accuracy.
+    """
+    measured = section(rows, lambda some: _table3_measured(some, trained))
+    return "\n\n".join(filter(None, (_table3_counted(rows), measured, CONTRADICTIONS, whole_audioset(rows))))
+
+
+def _table3_counted(rows):
+    found = {(row["case"]["grid"], row["case"]["model"]): row for row in rows if row["correct"]}
+    head = [
+        "patch / stride",
+        "patches",
+        "the paper prints",
+        "AST-base, its count",
+        "all",
+        "AuM-base, same count",
+        "all",
+    ]
+    cells = []
+    for grid in dict.fromkeys(grid for grid, _ in found):
+        both = [found.get((grid, model)) for model in NAMES]
+        either = both[0] or both[1]
+        line = [grid, str(either["case"]["patches"]), f"{either['figures']['published']['gflops']:.2f}"]
+        for row in both:
+            macs = row["figures"]["base_macs"] if row else None
+            line += [f"{macs[name] / 1e9:.2f}" if macs else "" for name in ("paper", "all")]
+        cells.append(line)
+    return f"Counted, billions of multiply-accumulates a clip:\n\n{markdown(head, cells)}" if cells else ""
+
+
+def _table3_measured(rows, trained):
+    head = [
+        "model",
+        "patch / stride",
+        "ms, batch 1, float32",
+        "bfloat16",
+        "the paper, A100",
+        "clips/s, float32",
+        "bfloat16",
+    ]
+    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper, A100", "mAP", "the paper"]
+    cells = []
+    for row in rows:
+        case = row["case"]
+        name = [f"{NAMES[case['model']]}-{case['size']}", case["grid"]]
+        cells.append(name + ([_wrong(row)] + [""] * 11 if not row["correct"] else _table3_cells(row, trained)))
+    right = [row["figures"] for row in rows if row["correct"]]
+    return "\n\n".join(filter(None, (markdown(head, cells), _how(right[0]) if right else "")))
+
+
+def _table3_cells(row, trained):
+    figures, ast = row["figures"], row["case"]["model"] == "ast"
+    published = figures["published"] if ast else dict.fromkeys(figures["published"])  # its Table III has AST alone
+
+    def printed(name, digits):
+        return "" if published[name] is None else f"{published[name]:.{digits}f}"
+
+    latency, rate, step = figures["latency_ms"], figures["clips_per_second"], figures["step"]
+    return [
+        *(f"{latency[dtype]:.3g}" for dtype in ("float32", "bfloat16")),
+        printed("ms", 2),
+        *(f"{rate[dtype]:.3g}" for dtype in ("float32", "bfloat16")),
+        *(_megabytes(count) for count in (figures["peak_bytes"], step["peak_bytes"])),
+        f"{step['step_ms']:.0f}",
+        f"{figures['train_hours']:.3g}",
+        printed("hours", 1),
+        accuracy(row["case"], trained),
+        printed("map", 2),
+    ]
+
+
+def _how(figures):
+    step, recipe = figures["step"], figures["recipe"]
+    return (
+        f"Clips/s at batch {figures['throughput_batch']}. A step has {step['batch']} clips, in {step['precision']}, and is "
+        f"the mean of {step['steps']}; hours are those of the recipe's {recipe['steps']:,} steps of "
+        f"{recipe['clips']} clips at that rate."
+    )
+
+
+def accuracy(case: dict, trained: list[dict]) -> str:
+    """mAP in percent of a system of this size on AudioSet, the mean over its runs, or "not measured"."""
+    square = not case["grid"].startswith("(128,")
+    pt, st = (int(text) for text in case["grid"].rstrip().split(", ")[1].split(")/"))
+    wanted = {"data": "audioset", "model": case["model"], "size": case["size"], "patch": "square" if square else "fftp"}
+    wanted |= {"patch_time": pt, "time_stride": st, "depth": 0, "max_steps": 0}
+    found = [line["metrics"]["map"] for line in trained if wanted.items() <= line["case"].items()]
+    return f"{100 * statistics.mean(found):.2f}" if found else "not measured"
+
+
+def whole_audioset(rows: list[dict]) -> str:
+    """On paper: hours of a run over all of AudioSet on so many GPUs, from the steps measured on one."""
+    clips = f"{AUDIOSET_CLIPS / 1e6:.1f} million clips, {AUDIOSET_EPOCHS} epochs"
+    run = f"A run over all of AudioSet ({clips}) on {_listed(GPUS)} GPUs"
+    lines = [row for row in newest(rows) if "NVIDIA" in row["machine"] and row["correct"]]
+    if not lines:
+        return f"{run}: not measured. It will stand here as soon as a GPU's steps are among the lines."
+    cells = []
+    for row in lines:
+        step = row["figures"]["step"]
+        rate = 1000 * step["batch"] / step["step_ms"]
+        alone = AUDIOSET_CLIPS * AUDIOSET_EPOCHS / rate / 3600
+        case = row["case"]
+        cells.append([f"{NAMES[case['model']]}-{case['size']}", case["grid"], row["machine"], f"{rate:.0f}"])
+        cells[-1] += [f"{alone / count:.3g}" for count in GPUS]
+    head = ["model", "patch / stride", "GPU", "clips/s of one", *(f"hours on {count}" for count in GPUS)]
+    return (
+        f"{run}, on paper: the clips, at the rate of the steps measured on one, divided by the GPUs. Exchanging gradients, "
+        f"evaluation and reading the files are not in it; several GPUs have not been measured.\n\n{markdown(head, cells)}"
+    )
+
+
+def step_parts(rows: list[dict]) -> str:
+    return section(rows, _step_parts)
+
+
+def _step_parts(rows):
+    head = ["step", *RANGES, "step, ms", "without ranges, ms"]
+    cells = []
+    for row in rows:
+        case = row["case"]
+        name = f"{NAMES[case['model']]}-{case['size']}, {case['grid']}, {case['B']} clips"
+        if not row["correct"]:
+            cells.append([name, _wrong(row)] + [""] * (len(head) - 2))
+            continue
+        figures = row["figures"]
+        shares = [f"{100 * figures['parts_ms'].get(part, 0.0) / figures['step_ms']:.0f} %" for part in RANGES]
+        cells.append([name, *shares, f"{figures['step_ms']:.4g}", f"{figures['plain_step_ms']:.4g}"])
+    return markdown(head, cells)
+
+
+def scale(rows: list[dict]) -> str:
+    return section(rows, _scale)
+
+
+def _scale(rows):
+    lengths, batches = ([row for row in rows if row["case"]["against"] == which] for which in ("length", "batch"))
+    texts = []
+    if lengths:
+        case = lengths[0]["case"]
+        head = f"One clip, {case['grid']}, {case['dtype']}. {overtaking(lengths)}"
+        texts += [head, _scale_table("seconds", lengths)]
+    if batches:
+        case = batches[0]["case"]
+        texts += [f"Clips of {case['seconds']} s, {case['grid']}, {case['dtype']}:", _scale_table("B", batches)]
+    return "\n\n".join(texts)
+
+
+def _scale_table(against, rows):
+    size = rows[0]["case"]["size"]
+    names = [f"{name}-{size}" for name in NAMES.values()]
+    rates = [f"{name}, clips/s" for name in names] if against == "B" else []
+    head = [{"B": "batch"}.get(against, against), "patches", *(f"{name}, ms" for name in names), *rates, "AST / AuM"]
+    head += [f"{name}, MB" for name in names]
+    cells = []
+    for row in rows:
+        first = str(row["case"][against])
+        if not row["correct"]:
+            cells.append([first, _wrong(row)] + [""] * (len(head) - 2))
+            continue
+        figures = row["figures"]
+        ms = [figures["ms"][model] for model in NAMES]
+        line = [first, str(figures["patches"]), *(f"{time:.3g}" for time in ms)]
+        line += [f"{1000 * row['case']['B'] / time:.3g}" for time in ms] if rates else []
+        line += [f"{figures['ast_over_aum']:.2f}", *(_megabytes(figures["peak_bytes"][model]) for model in NAMES)]
+        cells.append(line)
+    return markdown(head, cells)
+
+
+def overtaking(rows: list[dict]) -> str:
+    """In words: from which length on AuM was the faster one, at every longer length that was measured too."""
+    rows = sorted((row for row in rows if row["correct"]), key=lambda row: row["case"]["seconds"])
+    if not rows:
+        return "At which length AuM overtakes AST: not measured."
+    ast, aum = (f"{name}-{rows[0]['case']['size']}" for name in NAMES.values())
+    faster = [row["figures"]["ast_over_aum"] > 1 for row in rows]
+    lengths = [row["case"]["seconds"] for row in rows]
+    since = next((i for i in range(len(rows)) if all(faster[i:])), None)
+    if since is None:
+        return f"{aum} does not overtake {ast} within the {lengths[-1]} s that were measured."
+    if since == 0:
+        return f"{aum} is faster than {ast} at every length that was measured, from {lengths[0]} s to {lengths[-1]} s."
+    before, after = lengths[since - 1], lengths[since]
+    return f"{aum} overtakes {ast} between {before} s and {after} s; on shorter clips it is the slower one."
+
+
+def gpu_tests(rows: list[dict]) -> str:
+    """Which test files passed on a GPU, and at which commit."""
+    on_gpu = [row for row in rows if "NVIDIA" in row["machine"]]
+    if not on_gpu:
+        return "Not measured: `make gpu` has not left its lines here yet."
+    cells = [[row["case"]["file"], row["said"], row["machine"], str(row["commit"])] for row in newest(on_gpu)]
+    return markdown(["file", "pytest", "GPU", "commit"], cells)
+
+
+def _listed(numbers):
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

@@ -1,0 +1,35 @@
+"""The whole step with every Triton kernel, recorded and played back on other clips, tickets, epochs and learning rates.
+
+Run by tests/test_triton_graph.py. On a CPU the recording stands in for the CUDA graph; on a GPU it is one.
+"""
+
+import pytest
+
+from tests.recorded import Recorded
+from tests.tasks import task_of
+from tests.test_graph import ALL, assert_same, trained
+from train.graph import Capture
+
+OPERATIONS = ("waveforms", "fbank", "apply_spec_mask", "apply_spec_augment", "normalise", "patch_embed")
+SMALL = {
+    "synth_train": 10,
+    "batch_size": 2,
+    "frames": 16,
+    "mels": 16,
+    "mask_height": 16,
+    "mask_width": 4,
+    "mask_area": 40,
+}
+LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("streamed", "specaugment")]
+
+
+@pytest.mark.parametrize("kind", ["resident", *LONG])
+def test_played_back_steps_are_the_plain_ones(kind, device, monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", ",".join(f"{operation}=triton" for operation in OPERATIONS))
+    changed = ALL | SMALL | {"accumulate": 2}
+    if kind == "specaugment":
+        changed |= {"augment": kind, "accumulate": 1, "mask_max_frequency": 5, "mask_max_time": 5}
+    # Two epochs: on a CPU one plain step, one recorded, two played back; on a GPU three, and three replayed.
+    capture, steps = (Capture, 3) if device == "cuda" else (Recorded, 2)
+    plain = trained(task_of(device, kind == "streamed", **changed), steps=steps)
+    assert_same(trained(task_of(device, kind == "streamed", **changed), capture, steps), plain)
