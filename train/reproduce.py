@@ -200,7 +200,7 @@ def in_a_process(run: Run) -> int:
     try:
         process.join()
     except KeyboardInterrupt:
-        process.terminate()
+        process.kill()  # a run may be killed at any moment, and its own farewell would only confuse
         process.join()
         raise
     return process.exitcode
