@@ -39,7 +39,9 @@ setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
     ext_modules=[
+        library("kernels/attention", "../native.h"),
         library("kernels/fbank", "native_lanes.h", "../native.h"),
+        library("kernels/rms_norm", "native_lanes.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),
         library("kernels/selective_scan", "native_body.h", contract="fast"),
     ],

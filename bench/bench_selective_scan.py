@@ -39,6 +39,8 @@ def _case(B, L, E, dtype, direction, device):
         if L <= 97:
             peers["step by step"] = reference.selective_scan
             peers["compiled step by step"] = torch.compile(reference.selective_scan, dynamic=False)
+        if B == 1 and not train:
+            peers["triton_chunked"] = _chunked
     e = dtype.itemsize
     return Case(
         part="selective_scan",
@@ -93,6 +95,12 @@ def _correct(L, E, dtype, device, train):
 
 def _ours(u, delta, A, B, C, D, z, bias, A_backward, reverse):
     return kernels.selective_scan(u, delta, A, B, C, D, z, bias, A_backward, reverse)
+
+
+def _chunked(*given):
+    from kernels.selective_scan import chunked
+
+    return chunked.selective_scan(*given)
 
 
 def _mamba(u, delta, A, B, C, D, z, bias, A_backward, reverse):

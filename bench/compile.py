@@ -24,6 +24,7 @@ MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
 MEL_BINS = 128
 FRAMES = 1000  # of a clip, in the paper's FFTP runs on AudioSet
 SCAN_STATES, SCAN_TAPS = 16, 4  # of every AuM
+WIDTHS = (768, 384, 192)  # of its sizes
 GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
 
@@ -55,7 +56,9 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _spec_mask_cases()
     yield from _waveform_cases()
     yield from _fbank_cases()
+    yield from _rms_norm_cases()
     yield from _selective_scan_cases(arch)
+    yield from _chunked_scan_cases(arch)
 
 
 def _patch_embed_cases(arch):
@@ -253,6 +256,32 @@ def _fbank_cases():
         )
 
 
+def _rms_norm_cases():
+    from kernels.rms_norm import kernel
+
+    for name, function, flag in (
+        ("rms_norm", kernel._forward_kernel, "ADD"),
+        ("rms_norm backward", kernel._backward_kernel, "NARROW"),
+    ):
+        for dtype in ("bf16", "fp16", "fp32"):
+            for width in WIDTHS:
+                block = 1 << (width - 1).bit_length()
+                constants = {"INTERPRETED": False, "BLOCK_R": kernel.BLOCK // block, "BLOCK_D": block}
+                constants[flag] = flag == "ADD" or dtype != "fp32"
+                pointers = dict.fromkeys(_pointers(function), "*fp32")
+                pointers |= {a: f"*{dtype}" for a in ("x_ptr", "normed_ptr", "grad_ptr", "d_x_ptr") if a in pointers}
+                yield Case(
+                    kernel=name,
+                    config=f"{dtype}, width {width}",
+                    function=function,
+                    types=_numbers(function, constants) | pointers | {"eps": "fp32"},
+                    constants=constants,
+                    divisible=("D",),
+                    options={"num_warps": kernel.WARPS},
+                    tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
+                )
+
+
 def _selective_scan_cases(arch):
     from kernels.selective_scan import kernel
 
@@ -307,6 +336,40 @@ def _selective_scan_cases(arch):
                 divisible=("E", "stride_u"),
                 options={"num_warps": at.warps},
             )
+
+
+def _chunked_scan_cases(arch):
+    from kernels.selective_scan import chunked_kernel, kernel
+
+    at = kernel.BLOCKS["scan", arch]
+    ways = {"REVERSE": False, "INTERPRETED": False}
+    block = {"CHUNK": chunked_kernel.LONG_CHUNK, "BLOCK_E": at.channels, "BLOCK_S": SCAN_STATES}
+    typed = ("u_ptr", "delta_ptr", "B_ptr", "C_ptr", "z_ptr", "out_ptr")
+    divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
+    for name, function, flags, warps, dtypes in (
+        ("scan of chunks, ends", chunked_kernel._ends_kernel, block, at.warps, ("bf16", "fp16", "fp32")),
+        ("scan of chunks", chunked_kernel._outputs_kernel, block, at.warps, ("bf16", "fp16", "fp32")),
+        (
+            "scan of chunks, carried",
+            chunked_kernel._carry_kernel,
+            {"BLOCK": chunked_kernel.CARRIED},
+            chunked_kernel.CARRY_WARPS,
+            ("fp32",),
+        ),
+    ):
+        for dtype in dtypes:
+            for two in (True, False):
+                constants = ways | flags | {"TWO": two}
+                pointers = dict.fromkeys(_pointers(function), "*fp32")
+                yield Case(
+                    kernel=name,
+                    config=f"{dtype}, {'both ways' if two else 'one way'}",
+                    function=function,
+                    types=_numbers(function, constants) | pointers | {a: f"*{dtype}" for a in typed if a in pointers},
+                    constants=constants,
+                    divisible=[a for a in divisible if a in function.arg_names],
+                    options={"num_warps": warps},
+                )
 
 
 def _pointers(function) -> list[str]:

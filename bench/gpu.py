@@ -162,8 +162,9 @@ def benchmark(environment: dict[str, str], wanted: argparse.Namespace, ends: flo
         process = coming
         seconds = max(0.0, (ends - time.monotonic()) * shares[part] / sum(shares.values()))
         shares.pop(part)
-        process.stdin.write(f"{seconds:.0f}\n".encode())
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended already, and its exit code says so
+            process.stdin.write(f"{seconds:.0f}\n".encode())
+            process.stdin.close()
         coming = _waiting(next(iter(shares)), environment, wanted) if shares else None
         code = _ended(process, time.monotonic() + seconds + (600 if wanted.rehearse else GRACE))
         if code != 0:

@@ -21,9 +21,12 @@ PARTS = {
     "patch_embed": Part(title="Patch embedding", gpu_share=4, ahead=3),
     "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=1),
     "selective_scan": Part(title="AuM's scan, both directions", gpu_share=4, ahead=3),
+    "rms_norm": Part(title="AuM's residual addition and norm", gpu_share=1),
     "fbank": Part(title="Front end: waveform to log-mel", gpu_share=1),
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
+    "step": Part(title="A training step, data to optimiser", gpu_share=3),
+    "infer": Part(title="Inference", gpu_share=4),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
     "encoder": Part(title="The encoder's blocks alone", gpu_share=3, ahead=2),
-    "scale": Part(title="Cost as work grows", gpu_share=2),
+    "scale": Part(title="Cost as work grows", gpu_share=3),
 }

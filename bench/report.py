@@ -87,20 +87,21 @@ def _part(name, lines):
 
 
 def _table(rows: list[dict]) -> str:
-    """Ratios are the peer's time over ours: above 1, ours is faster."""
-    peers = list(dict.fromkeys(name for row in rows for name in row.get("ratio", {}) if name != row["ours"]["backend"]))
+    """Ratios are the peer's time over ours: above 1, ours is faster. A row of figures has its step's time, and no peers."""
+    rows = [{"ratio": {}, **row, **row.get("figures", {})} for row in rows]
+    peers = list(dict.fromkeys(name for row in rows for name in row["ratio"] if name != row["ours"]["backend"]))
     shares = any("share" in row for row in rows)
     figures = {title: name for title, name in FIGURES.items() if any(name in row for row in rows)}
     head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *figures]
     head += [f"{name} / ours" for name in peers]
     table = []
     for row in rows:
-        case = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+        case = tables.case_of(row)
         ours = row["ours"]
         if not row["correct"]:
             table.append([case, ours["backend"], "wrong", *[""] * (len(head) - 3)])
             continue
-        cells = [case, ours["backend"], f"{ours['ms']:.3g}"]
+        cells = [case, ours["backend"], f"{ours.get('ms', row.get('step_ms')):.3g}"]
         if shares:
             cells.append(f"{100 * row['share']:.0f} %" if "share" in row else "")
         cells += [_rate(row.get(name)) for name in figures.values()]

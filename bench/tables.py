@@ -53,6 +53,11 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
+def case_of(row: dict) -> str:
+    """A line's case as people read it."""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+
+
 def section(rows: list[dict], text_of: Callable[[list[dict]], str]) -> str:
     """A text for each machine, and the sentence for GPUs where none has been measured."""
     machines = by_machine(rows)
@@ -60,6 +65,11 @@ def section(rows: list[dict], text_of: Callable[[list[dict]], str]) -> str:
     if not any("NVIDIA" in machine for machine in machines):
         texts.append(NOT_MEASURED)
     return "\n\n".join(texts)
+
+
+def _digits(value: float) -> str:
+    """Three digits, more where they stand before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _megabytes(count: int | None) -> str:
@@ -112,7 +122,7 @@ def _table3_measured(rows, trained):
         "clips/s, float32",
         "bfloat16",
     ]
-    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper, A100", "mAP", "the paper"]
+    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper's", "mAP", "the paper's"]
     cells = []
     for row in rows:
         case = row["case"]
@@ -131,12 +141,12 @@ def _table3_cells(row, trained):
 
     latency, rate, step = figures["latency_ms"], figures["clips_per_second"], figures["step"]
     return [
-        *(f"{latency[dtype]:.3g}" for dtype in ("float32", "bfloat16")),
+        *(_digits(latency[dtype]) for dtype in ("float32", "bfloat16")),
         printed("ms", 2),
-        *(f"{rate[dtype]:.3g}" for dtype in ("float32", "bfloat16")),
+        *(_digits(rate[dtype]) for dtype in ("float32", "bfloat16")),
         *(_megabytes(count) for count in (figures["peak_bytes"], step["peak_bytes"])),
         f"{step['step_ms']:.0f}",
-        f"{figures['train_hours']:.3g}",
+        _digits(figures["train_hours"]),
         printed("hours", 1),
         accuracy(row["case"], trained),
         printed("map", 2),
@@ -234,8 +244,8 @@ def _scale_table(against, rows):
             continue
         figures = row["figures"]
         ms = [figures["ms"][model] for model in NAMES]
-        line = [first, str(figures["patches"]), *(f"{time:.3g}" for time in ms)]
-        line += [f"{1000 * row['case']['B'] / time:.3g}" for time in ms] if rates else []
+        line = [first, str(figures["patches"]), *map(_digits, ms)]
+        line += [_digits(1000 * row["case"]["B"] / time) for time in ms] if rates else []
         line += [f"{figures['ast_over_aum']:.2f}", *(_megabytes(figures["peak_bytes"][model]) for model in NAMES)]
         cells.append(line)
     return markdown(head, cells)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+import kernels
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -41,14 +42,18 @@ class ASTConfig:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
 
     def macs(self) -> Macs:
-        """Multiply-accumulates of one clip."""
+        """Multiply-accumulates of one clip, all blocks whole. What is run is less by `spared`."""
         D, L = self.dim, self.grid.N + self.tokens
         paper = self.grid.embed_macs(D) + self.depth * 12 * L * D * D + D * self.classes
         return Macs(paper, paper + self.depth * 2 * L * L * D)
 
+    def spared(self) -> int:
+        """Multiply-accumulates of `macs().all` that no result depends on: the last block's, for all but the class tokens."""
+        return self.grid.N * (10 * self.dim**2 + 2 * (self.grid.N + self.tokens) * self.dim)
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention through SDPA (FlashAttention on a GPU); rows of qkv are q, k, v, each head by head."""
+    """Multi-head self-attention; rows of qkv are q, k, v, each head by head."""
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -56,18 +61,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(D, 3 * D)
         self.proj = nn.Linear(D, D)
 
-    def _heads(self, x):
-        B, L, D = x.shape
-        return self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, L, D / H)
-
-    def forward(self, x):
-        q, k, v = self._heads(x).unbind(0)
-        out = sdpa(q, k, v)  # (B, H, L, D / H)
+    def forward(self, x, rows: int | None = None):
+        """rows: what only the first so many tokens see; all tokens are looked at."""
+        if rows is None:
+            return self.proj(kernels.attention(self.qkv(x), self.heads))
+        B, _, D = x.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
+        k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out = sdpa(q, k, v)  # (B, H, rows, D / H)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x):
-        """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what SDPA never writes down."""
-        q, k, _ = self._heads(x).float().unbind(0)
+        """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what is never written down otherwise."""
+        qkv = self.qkv(x).float().unflatten(2, (3, self.heads, -1))  # (B, L, 3, H, D / H)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
 
 
@@ -82,8 +90,9 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(D, 4 * D)
         self.fc2 = nn.Linear(4 * D, D)
 
-    def forward(self, x):
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x, rows: int | None = None):
+        """rows: the first so many tokens of the result alone, `[B, rows, D]`: what a last block is asked for."""
+        x = x[:, :rows] + self.attention(self.norm1(x), rows)
         return x + self.fc2(nnf.gelu(self.fc1(self.norm2(x))))
 
 
@@ -115,12 +124,13 @@ class AST(nn.Module):
             nn.init.normal_(self.embed.position, std=0.02)
 
     def features(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """The mean of the class tokens after the last norm, `[B, D]`."""
+        """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens."""
         x = self.embed(log_mel)
         with ranges.range("encoder"):
-            for block in self.blocks:
+            for block in self.blocks[:-1]:
                 x = block(x)
-        return self.norm(x)[:, : self.config.tokens].mean(1)
+            x = self.blocks[-1](x, self.config.tokens)
+        return self.norm(x).mean(1)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, D]` to logits `[B, C]`."""

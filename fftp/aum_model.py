@@ -56,6 +56,10 @@ class AuMConfig:
         paper = self.grid.embed_macs(D) + self.depth * L * (2 * D * E + E * D + branches * branch) + D * self.classes
         return Macs(paper, paper + self.depth * L * ways * (4 * E * self.state + 2 * E))
 
+    def spared(self) -> int:
+        """As `ASTConfig.spared`: every layer is run whole."""
+        return 0
+
 
 class MixerState(NamedTuple):
     """What a forward mixer knows of the tokens so far: the scan's state `[B, E, S]` and the convolution's last inputs
@@ -75,14 +79,15 @@ class AuMState(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in float32."""
+    """total = residual + x; total / sqrt(mean(total^2) + eps) * weight, in float32."""
 
     def __init__(self, D: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(D))
 
-    def forward(self, x):
-        return nn.functional.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+    def forward(self, x, residual=None, dtype=None):
+        """(normed, total), both `[..., D]`: as `kernels.rms_norm`."""
+        return kernels.rms_norm(x, residual, self.weight, NORM_EPS, dtype)
 
 
 class Branch(nn.Module):
@@ -165,15 +170,20 @@ class Mixer(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)); the residual stream stays in float32. There is no MLP."""
+    """mixer(norm(total)), total = residual + x: the addition waits for the norm behind it. There is no MLP.
+
+    x `[B, L, D]` is what the layer before made, residual the stream without it, in float32, None in front of the first
+    layer. Returns the same two for the next.
+    """
 
     def __init__(self, config: AuMConfig):
         super().__init__()
         self.norm = RMSNorm(config.dim)
         self.mixer = Mixer(config)
 
-    def forward(self, x):
-        return x + self.mixer(self.norm(x))
+    def forward(self, x, residual=None):
+        normed, total = self.norm(x, residual)
+        return self.mixer(normed), total
 
 
 class AuM(nn.Module):
@@ -211,11 +221,15 @@ class AuM(nn.Module):
 
     def features(self, log_mel: torch.Tensor) -> torch.Tensor:
         """The class token after the last norm, `[B, D]`."""
-        x = self.embed(log_mel)
+        x, residual, at = self.embed(log_mel), None, self.embed.place
         with ranges.range("encoder"):
             for layer in self.layers:
-                x = layer(x)
-        return self.norm(x[:, self.embed.place])
+                x, residual = layer(x, residual)
+        return self._last_norm(x[:, at], residual[:, at])
+
+    def _last_norm(self, x, residual):
+        """Features `[B, D]` in the residual stream's type, autocast or not."""
+        return self.norm(x, residual, residual.dtype)[0]
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, D]` to logits `[B, C]`."""
@@ -255,10 +269,10 @@ class AuM(nn.Module):
         nothing = self.embed.class_token[:0]
         stride = (grid.st, grid.sf)
         x = kernels.patch_embed(patch, self.embed.weight, self.embed.bias, stride, row, nothing, 0)[:, 0]  # (B, D)
-        x, mixers = self._through(x, state.mixers)
+        features, mixers = self._through(x, state.mixers)
         state = AuMState(mixers, n + 1, state.class_features)
         stands_next = self.embed.where != "end" and n + 1 == self.embed.place
-        return self.norm(x), self._pass_class_token(state) if stands_next else state
+        return features, self._pass_class_token(state) if stands_next else state
 
     def class_features(self, state: AuMState) -> torch.Tensor:
         """The class token's features `[B, D]`, for `classify`.
@@ -279,17 +293,17 @@ class AuM(nn.Module):
         token = self.embed.class_token
         if self.embed.position is not None:
             token = token + self.embed.position[:1]
-        x, mixers = self._through(token.expand(state.mixers[0].scan.shape[0], -1), state.mixers)
-        return AuMState(mixers, state.patches, self.norm(x))
+        features, mixers = self._through(token.expand(state.mixers[0].scan.shape[0], -1), state.mixers)
+        return AuMState(mixers, state.patches, features)
 
     def _through(self, x, mixers):
-        """One token `[B, D]` through all layers: (the residual stream, the mixers' states after it)."""
-        after = []
+        """One token `[B, D]` through all layers: (its features after the last norm, the mixers' states after it)."""
+        residual, after = None, []
         for layer, state in zip(self.layers, mixers, strict=True):
-            y, state = layer.mixer.step(layer.norm(x), state)
-            x = x + y
+            normed, residual = layer.norm(x, residual)
+            x, state = layer.mixer.step(normed, state)
             after.append(state)
-        return x, tuple(after)
+        return self._last_norm(x, residual), tuple(after)
 
     def undecayed(self) -> set[str]:
         """Names of parameters that weight decay leaves alone: vectors, tokens, positions, and the decays themselves."""

@@ -32,7 +32,7 @@ PACKAGES = (
 )
 
 
-FOLLOW_AUTOCAST = ("patch_embed", "causal_conv")  # the others compute in float32 whatever --precision says
+FOLLOW_AUTOCAST = ("patch_embed", "attention", "causal_conv")  # the others compute in float32 whatever --precision says
 
 
 def versions() -> list[tuple[str, str]]:
@@ -58,7 +58,8 @@ def other_kernels_package() -> str | None:
 def instruction_set() -> str | None:
     """The one that operations in C use, in words; None where no library is built that they can use."""
     libraries = (
-        importlib.import_module(f"kernels.{name}.native").LIBRARY for name in ("waveform", "fbank", "selective_scan")
+        importlib.import_module(f"kernels.{name}.native").LIBRARY
+        for name in ("waveform", "fbank", "rms_norm", "selective_scan")
     )
     return next((library.instruction_set() for library in libraries if library.refuses() is None), None)
 
@@ -91,8 +92,9 @@ def check(device: str, backends: dict[str, str] | None = None) -> list[Checked]:
         for backend in TABLE[operation][:-1]:
             if backend.refuses(device, "float32") or (backends and backends.get(operation) != backend.name):
                 continue
-            got = _run(operation, backend.name, call, tensors)
-            triples = [(_error(a, b), _error(c, b), b) for a, b, c in zip(got, exact, plain, strict=True)]
+            got = _run(operation, backend.name, call, tensors, not backend.forward_only)
+            results = zip(got, exact[: len(got)], plain[: len(got)], strict=True)
+            triples = [(_error(a, b), _error(c, b), b) for a, b, c in results]
             good = all(ours <= 2 * theirs + _slack(operation, b) for ours, theirs, b in triples)
             worst = [max(t[i] for t in triples) for i in (0, 1)]
             rows.append(Checked(operation, backend.name, *worst, good))
@@ -110,15 +112,17 @@ def _slack(operation, exact):
     return 2**-23 * float(exact.abs().max()) if exact.is_floating_point() else 0.0
 
 
-def _run(operation, backend, call, tensors):
-    """Outputs and gradients of one backend, asked for by name."""
+def _run(operation, backend, call, tensors, gradients=True):
+    """Outputs, and gradients where they are wanted, of one backend, asked for by name."""
     before = os.environ.get("FFTP_BACKEND")
     os.environ["FFTP_BACKEND"] = f"{operation}={backend}"
     try:
-        tensors = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+        tensors = [t.detach().requires_grad_(gradients and t.is_floating_point()) for t in tensors]
         out = call(*tensors)
         if isinstance(out, tuple):
             return out
+        if not gradients:
+            return [out]
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
         return [out.detach(), *torch.autograd.grad((out * weight).sum(), tensors)]
     finally:
@@ -205,6 +209,11 @@ def _cases(device):
             return kernels.causal_conv(u, weight, bias, reverse)
 
         yield "causal_conv", conv, [made(2, 19, 24), made(24, 4), made(24)]
+
+    def norm(x, residual, weight):
+        return torch.cat(kernels.rms_norm(x, residual, weight, 1e-5))
+
+    yield "rms_norm", norm, [made(2, 19, 24), made(2, 19, 24), made(24)]
 
 
 def main(arguments: list[str] | None = None) -> int:

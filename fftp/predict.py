@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fftp import audio, checkpoint, command
+from fftp import allocator, audio, checkpoint, command
 from fftp.ahead import one_ahead
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
+from fftp.inference import Prepared, precision_of
 
 BATCH = 32  # windows that go through the model at a time
 
@@ -48,11 +49,24 @@ def _top(labels, probabilities, k):
 
 
 class Classifier:
-    """A trained model with its front end and labels: `fftp.load(path).predict(waveform, sample_rate)`."""
+    """A trained model with its front end and labels: `fftp.load(path).predict(waveform, sample_rate)`.
 
-    def __init__(self, model: torch.nn.Module, config: checkpoint.CheckpointConfig, device: str = "cpu"):
+    precision: "float32", "bfloat16" (of products; see `fftp.inference.Prepared`), or "auto": as the model was trained, and
+    where that was left open bfloat16 if the processor multiplies it.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: checkpoint.CheckpointConfig,
+        device: str = "cpu",
+        precision: str = "auto",
+    ):
         self.model = model.to(device).eval()
         self.config, self.device = config, torch.device(device)
+        trained = config.settings.get("precision", "auto")
+        self.precision = precision_of(trained if precision == "auto" else precision, self.device)
+        self.prepared = Prepared(self.model, self.precision)
         self.front_end = FrontEnd(config.front_end)
         self.labels, self.multi_label = config.labels, config.multi_label
 
@@ -146,8 +160,8 @@ class Classifier:
     @torch.inference_mode()
     def _classified(self, pieces):
         """(probabilities `[pieces, C]`, features `[pieces, D]`) on the host."""
-        embedding = self.model.features(self._input(pieces))
-        probabilities = self.config.probabilities(self.model.classify(embedding))
+        embedding = self.prepared.features(self._input(pieces))
+        probabilities = self.config.probabilities(self.prepared.classify(embedding))
         return probabilities.cpu().numpy(), embedding.float().cpu().numpy()
 
     def _prediction(self, n, spans, probabilities, features):
@@ -169,10 +183,12 @@ class Classifier:
         return self.front_end(waveform.to(self.device), length.to(self.device))
 
 
-def load(path: Path | str, device: str = "cpu") -> Classifier:
+def load(
+    path: Path | str, device: str = "cpu", precision: Literal["auto", "float32", "bfloat16"] = "auto"
+) -> Classifier:
     """The classifier of a checkpoint folder, or of a run's out folder. Raises UserError."""
     model, config = checkpoint.load(path)
-    return Classifier(model, config, device)
+    return Classifier(model, config, device, precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +206,8 @@ class Options:
     skip_bad_files: bool = False
     """Go on, and end with code 0, when some files cannot be read."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is the training's, and where that left it open bfloat16 if the processor multiplies it."""
 
 
 def recordings_of(paths: list[str]) -> list[Path]:
@@ -288,6 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         path, files, options = command.parse(classify, words, "python -m fftp.predict", Options, flat)
         dispatch.check_overrides()
         dispatch.use_fused(True)
+        allocator.keep_memory()
         if not files:
             raise UserError("There is nothing to classify: name sound files or folders after the checkpoint.")
         if options.json and options.csv:
@@ -298,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.device == "cuda" and not gpu:
             raise UserError("--device cuda: this machine has no GPU that torch can use; take --device cpu, or auto.")
         device = "cuda" if gpu and options.device != "cpu" else "cpu"
-        bad = show(load(path, device), recordings_of(files), options)
+        bad = show(load(path, device, options.precision), recordings_of(files), options)
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

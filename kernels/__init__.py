@@ -3,8 +3,10 @@
 `kernels.dispatch` says which backend runs. Nothing here knows of models, settings or files.
 """
 
+from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.patch_embed import patch_embed
+from kernels.rms_norm import rms_norm
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
@@ -13,6 +15,7 @@ __all__ = [
     "FbankSettings",
     "apply_spec_augment",
     "apply_spec_mask",
+    "attention",
     "causal_conv",
     "causal_conv_step",
     "draw_spec_augment",
@@ -22,6 +25,7 @@ __all__ = [
     "paint",
     "patch_embed",
     "remove_mean",
+    "rms_norm",
     "selective_scan",
     "selective_scan_step",
     "waveforms",

@@ -32,6 +32,12 @@ def _cpu_float32(device: str, dtype: str) -> str | None:
     return "it computes in float32; the tensors are float64" if dtype == "float64" else None
 
 
+def _cpu_bfloat16(device: str, dtype: str) -> str | None:
+    if device != "cpu":
+        return f"it is for the CPU, where SDPA gains nothing from bfloat16; the tensors are on {device}"
+    return None if dtype == "bfloat16" else f"SDPA is the faster one in {dtype}"
+
+
 def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | None]:
     """For an operation in C (kernels/native.py) on tensors of one type, or of the one type that the operation takes."""
 
@@ -45,8 +51,13 @@ def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | 
     return refuses
 
 
-def _native_scan(device: str, dtype: str) -> str | None:
-    return _cpu_float32(device, dtype) or _native("selective_scan")(device, dtype)
+def _native_attention(device: str, dtype: str) -> str | None:
+    return _cpu_bfloat16(device, dtype) or _native("attention")(device, dtype)
+
+
+def _native_float32(folder: str) -> Callable[[str, str], str | None]:
+    """For an operation in C that takes every type but float64."""
+    return lambda device, dtype: _cpu_float32(device, dtype) or _native(folder)(device, dtype)
 
 
 def _triton(device: str, dtype: str) -> str | None:
@@ -93,12 +104,14 @@ class Backend:
     path: "module:function", imported when it is first chosen, so that no backend costs anything until it runs.
     refuses: (device type, dtype name) -> the reason why it cannot run, or None.
     by_name_only: device type -> why `--fused` passes it over there, although it can run; FFTP_BACKEND still reaches it.
+    forward_only: it refuses tensors that require gradients.
     """
 
     name: str
     path: str
     refuses: Callable[[str, str], str | None] = _always
     by_name_only: dict[str, str] = field(default_factory=dict)
+    forward_only: bool = False
 
     def load(self) -> Callable:
         return _load(self.path)
@@ -161,17 +174,37 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         ),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
+    "attention": (
+        Backend("native", "kernels.attention.native:attention", _native_attention),
+        Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
+        Backend("reference", "kernels.attention.reference:attention"),
+    ),
+    "rms_norm": (
+        Backend("triton", "kernels.rms_norm.fused:rms_norm", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.rms_norm.native:rms_norm", _native_float32("rms_norm")),
+        Backend("reference", "kernels.rms_norm.reference:rms_norm"),
+    ),
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),
         Backend("mamba_ssm", "kernels.selective_scan.stock:selective_scan", _mamba_ssm),
-        Backend("native", "kernels.selective_scan.native:selective_scan", _native_scan),
+        Backend(
+            "triton_chunked",
+            "kernels.selective_scan.chunked:selective_scan",
+            _triton_float32,
+            {
+                **_INTERPRETED,
+                "cuda": "it makes every exponential twice and serves single clips, without gradients: ask by FFTP_BACKEND",
+            },
+            forward_only=True,
+        ),
+        Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
         Backend("triton", "kernels.selective_scan.fused:causal_conv", _triton_float32, _INTERPRETED),
         Backend("causal_conv1d", "kernels.selective_scan.stock:causal_conv", _causal_conv1d),
-        Backend("native", "kernels.selective_scan.native:causal_conv", _native_scan),
+        Backend("native", "kernels.selective_scan.native:causal_conv", _native_float32("selective_scan")),
         Backend("reference", "kernels.selective_scan.reference:causal_conv"),
     ),
 }

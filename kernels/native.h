@@ -1,6 +1,6 @@
 /* What the operations in C share: instruction sets, threads, the checksum of the sources.
 
-   An operation's native.c defines LANES_FILE, the header with its arithmetic, and includes this file, which compiles that
+   An operation's native.c may define LANES_FILE, the header with its arithmetic, and includes this file, which compiles that
    header for the plain instruction set of the platform and, on x86-64, for AVX2 with FMA and for AVX-512; the caller says
    which one runs. The header finds
 
@@ -24,6 +24,9 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 
 #ifdef __x86_64__
 #include <immintrin.h>
+#endif
+#ifdef LANES_FILE
+#ifdef __x86_64__
 #define MUL32(a, b) ((NAME(wide))_mm_mul_epu32((__m128i)(a), (__m128i)(b)))
 #else
 #define MUL32(a, b) (((a) & UINT32_MAX) * ((b) & UINT32_MAX))
@@ -80,6 +83,7 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#endif
 #endif
 #endif
 

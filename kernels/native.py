@@ -47,6 +47,12 @@ class Library:
     def _set(self):
         return _load(self)[0].fftp_widest() if use_set is None else use_set
 
+    def asks(self, name: str) -> bool:
+        """What fftp_NAME, which takes nothing, answers of the processor."""
+        function = getattr(_load(self)[0], f"fftp_{name}")
+        function.restype = ctypes.c_int64
+        return bool(function())
+
     def call(self, name: str, work: ctypes.Structure) -> None:
         """Run fftp_NAME on torch's number of threads. Raises MemoryError where there is no scratch space."""
         function = getattr(_load(self)[0], f"fftp_{name}")

@@ -29,11 +29,19 @@ def load(case: tuple[str, str]) -> dict[str, torch.Tensor]:
 
 
 def watched(model, layers, log_mel):
-    """(logits, features, {tap name: tensor}) of one forward; taps are what stands before and behind each layer."""
+    """(logits, features, {tap name: tensor}) of one forward; taps are what stands before and behind each layer.
+
+    A layer that gives two tensors, as AuM's do, has the second one as NAME.second.
+    """
     seen = {}
 
     def keep(name):
-        return lambda module, given, out: seen.update({f"{name}.in": given[0].detach(), f"{name}.out": out.detach()})
+        def hook(module, given, out):
+            first, *more = out if isinstance(out, tuple) else (out,)
+            seen.update({f"{name}.in": given[0].detach(), f"{name}.out": first.detach()})
+            seen.update({f"{name}.second": tensor.detach() for tensor in more})
+
+        return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in (("embed", model.embed), *layers.items())]
     head = model.head if not hasattr(model, "head_norm") else model.head_norm

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from train.run import main
 
@@ -43,6 +44,8 @@ class Ended:
 
 def run(capsys, *flags: object, command=main) -> Ended:
     """A command in this process."""
+    if command is main:
+        _needs_the_command_line()
     capsys.readouterr()
     try:
         code = command([str(flag) for flag in flags])
@@ -74,6 +77,8 @@ def start(*flags: object, module: str = "train.run", code: str = "", **changed: 
 
     changed: environment variables.
     """
+    if not code and module == "train.run":
+        _needs_the_command_line()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | changed
     command = [sys.executable, *(("-c", code) if code else ("-m", module)), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -89,6 +94,11 @@ def start_several(processes: int, *flags: object, code: str = "", **changed: str
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     meeting |= {"LOCAL_WORLD_SIZE": str(processes)} | changed
     return [start(*flags, code=code, RANK=str(i), LOCAL_RANK=str(i), **meeting) for i in range(processes)]
+
+
+def _needs_the_command_line() -> None:
+    """A machine with a GPU may have no tyro: its GPU cases hand over Settings, and need none."""
+    pytest.importorskip("tyro", reason="the tyro package, which reads train.run's flags, is not installed")
 
 
 def _heed_ctrl_c() -> None:

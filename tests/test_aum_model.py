@@ -19,7 +19,7 @@ from kernels.selective_scan import native
 NAMES = ("aum_none", "aum_v1", "aum_v2", "aum_v1_fftp")
 SCANS = ["selective_scan=reference", "selective_scan=blocked"]
 if native.refuses() is None:
-    SCANS.append("selective_scan=native,causal_conv=native")
+    SCANS.append("selective_scan=native,causal_conv=native,rms_norm=native")
 
 
 def built(case, dtype, device="cpu"):
@@ -44,7 +44,7 @@ def test_original_float64(case, device):
     if case[1] == "full":
         torch.testing.assert_close(seen["embed.out"].cpu(), tensors["tokens_in"].double(), rtol=0, atol=TAPS_64)
         for i in range(2):
-            for ours, name in ((f"mixer{i}.out", "hidden"), (f"layer{i}.in", "residual")):
+            for ours, name in ((f"mixer{i}.out", "hidden"), (f"layer{i}.second", "residual")):
                 wanted = tensors[f"tap.layer{i}.{name}"].double()
                 torch.testing.assert_close(seen[ours].cpu(), wanted, rtol=0, atol=2 * TAPS_64, msg=f"{i} {name}")
 
@@ -280,7 +280,7 @@ def test_class_token_place_and_positions(place, positions):
     else:
         assert model.embed.position is None
     assert torch.equal(seen["embed.out"][:, at], row.expand(2, -1))
-    wanted = seen["last.out"][:, at]
+    wanted = (seen["last.out"] + seen["last.second"])[:, at]
     wanted = wanted / (wanted.square().mean(1, keepdim=True) + 1e-5).sqrt() * model.norm.weight
     torch.testing.assert_close(features, wanted, rtol=0, atol=1e-13)
 

@@ -105,10 +105,10 @@ def patch(model, log_mel, n):
 
 def full(model, log_mel):
     """Every token's features `[B, N + 1, D]` from the full pass, the class token among them."""
-    x = model.embed(log_mel)
+    x, residual = model.embed(log_mel), None
     for layer in model.layers:
-        x = layer(x)
-    return model.norm(x)
+        x, residual = layer(x, residual)
+    return model.norm(x, residual)[0]
 
 
 def by_steps(model, log_mel):

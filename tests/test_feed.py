@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kernels
+from fftp import ahead
 from fftp.ahead import one_ahead
 from fftp.augment import Augment
 from fftp.errors import UserError
@@ -376,6 +377,27 @@ def test_an_error_in_the_thread_is_raised_as_itself_in_its_place():
     with pytest.raises(IndexError, match="9999"):
         next(batches)
     assert not threads()
+
+
+def test_ctrl_c_while_the_thread_starts(monkeypatch):
+    """The pool has not taken note of its thread yet, which is at work all the same."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def items():
+        started.set()
+        go_on.wait(10)
+        yield 1
+
+    def cut_short(pool, function):
+        threading.Thread(target=function).start()
+        started.wait(10)
+        threading.Timer(0.2, go_on.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ahead.ThreadPoolExecutor, "submit", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        next(one_ahead(items()))
+    assert go_on.is_set()  # the item being made was waited for
 
 
 def test_a_pack_larger_than_the_share_is_streamed(monkeypatch):

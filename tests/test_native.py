@@ -225,6 +225,8 @@ def test_clips_outside_of_the_samples_are_refused(start, length):
     waveform_native.waveforms(samples, good, torch.tensor([5, 500]).clamp_max(95), 10, None, None)
 
 
+LIBRARIES = ("attention", "fbank", "rms_norm", "selective_scan", "waveform")
+
 # The library -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,9 +238,7 @@ def test_the_libraries_build_from_these_sources(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for path in (
-        p
-        for folder in ("kernels", "kernels/fbank", "kernels/waveform", "kernels/selective_scan")
-        for p in (ROOT / folder).glob("*.[ch]")
+        p for folder in ("kernels", *(f"kernels/{name}" for name in LIBRARIES)) for p in (ROOT / folder).glob("*.[ch]")
     ):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def test_two_processes_of_torchrun_make_the_run_of_one(one, tmp_path):
     assert runs.files(out / "last") == runs.files(one / "last")
 
 
-@pytest.mark.parametrize("parts", [2, 21])
+@pytest.mark.parametrize("parts", [4, pytest.param(21, marks=pytest.mark.slow)])
 def test_micro_batches_add_up_to_the_batch(one, tmp_path, capsys, parts):
     ended = runs.run(capsys, *FLAGS, "--accumulate", parts, "--out", tmp_path)
     assert ended.code == 0, ended.err
@@ -132,6 +132,7 @@ def test_when_one_is_killed_the_other_says_so_and_the_run_goes_on_with_one(one, 
     assert_same_run(out, one)
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_do_ends_all_with_one_sentence(tmp_path):
     processes = runs.start_several(2, *FLAGS, "--out", tmp_path / "run", code=REFUSED_BY_SECOND)
     first, second = map(runs.end, processes)
@@ -197,6 +198,28 @@ def test_a_killed_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
     monkeypatch.undo()
     assert "going on after epoch 1" in runs.run(capsys, "--resume", "--out", out).out
+
+
+WAITING = """
+import ctypes, sys
+from pathlib import Path
+from train import ending
+ending.GRACE = 0.1
+with ending.terminable(lambda: Path(sys.argv[1])):
+    # As a wait for a GPU or in a collective: no signal reaches Python meanwhile.
+    ctypes.CDLL(None).system(b"echo waiting; exec sleep 30 >/dev/null 2>&1")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_others_hears_sigterm_too(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    process = runs.start(tmp_path, code=WAITING)
+    assert process.stdout.readline() == "waiting\n"
+    process.terminate()
+    ended = runs.end(process)
+    assert ended.code == 143, ended.err
+    assert ended.err == f"\nterminated (SIGTERM): go on with `python -m train.run --resume --out {tmp_path}`.\n"
 
 
 @pytest.mark.parametrize(("n", "count"), [(21, 2), (5, 5), (3, 4), (0, 3), (1000, 7)])

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fftp import checkpoint
@@ -15,6 +15,7 @@ from kernels.dispatch import BackendError
 from train import parallel
 
 MENDABLE, LOST, INTERRUPTED, TERMINATED = 2, 1, 130, 143  # exit codes; the last two are a shell's 128 + signal
+GRACE = 5.0  # seconds that the main thread has to hear of a SIGTERM
 
 
 class Terminated(BaseException):
@@ -22,21 +23,43 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """In here, the first SIGTERM raises Terminated in the main thread, and later ones do not disturb what follows."""
+def terminable(out: Callable[[], Path | None]) -> Iterator[None]:
+    """In here, the first SIGTERM raises Terminated in the main thread, and later ones do not disturb what follows.
+
+    A main thread that waits for a GPU or for another process does not hear anything: after GRACE seconds a second
+    thread says the sentence in its place and ends the process. out: the run's folder, as `told` takes it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals can only be heard there
         return
+    raised = threading.Event()
 
     def heard(number, frame):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raised.set()
         raise Terminated
 
+    def watch():
+        while number := os.read(arrivals, 1):
+            if number[0] == signal.SIGTERM and not raised.wait(GRACE):
+                code = told(Terminated(), out())
+                sys.stderr.flush()
+                os._exit(code)
+
+    arrivals, sender = os.pipe()
+    os.set_blocking(sender, False)
+    watcher = threading.Thread(target=watch, name="sigterm", daemon=True)
+    watcher.start()
     before = signal.signal(signal.SIGTERM, heard)
+    previous = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(previous)
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        os.close(sender)  # ends the watcher
+        watcher.join()
+        os.close(arrivals)
 
 
 def begun(out: Path | None) -> bool:

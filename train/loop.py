@@ -85,7 +85,7 @@ class Trainer:
         self._refuse_broken(number)
         losses = losses.cpu()
         seconds = time.perf_counter() - started
-        rate = len(steps) * self.order.batch_size / seconds
+        rate, model = len(steps) * self.order.batch_size / seconds, self.task.config.model
         line = {
             "epoch": number + 1,
             "step": first + len(steps),
@@ -95,7 +95,7 @@ class Trainer:
             "lr": step.learning_rate(self.task.settings, first + len(steps) - 1, self.total),
             "samples_per_second": rate,
             "step_ms": 1000 * seconds / len(steps),
-            "tflops": rate * STEP_FLOPS * self.task.config.model.macs().all / 1e12,
+            "tflops": rate * STEP_FLOPS * (model.macs().all - model.spared()) / 1e12,
         }
         if every := self.task.settings.log_every:
             kept = range(every - 1 - first % every, len(steps), every)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fftp.errors import UserError
+from fftp.inference import precision_of as precision_of
 from train import parallel
 
 PACKAGES = ("torch", "numpy", "triton", "soundfile", "soxr", "safetensors", "mamba-ssm", "causal-conv1d")
@@ -29,18 +30,6 @@ def device_of(wanted: str) -> torch.device:
         )
     torch.cuda.set_device(own)
     return torch.device("cuda", own)
-
-
-def precision_of(wanted: str, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the processor multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    if device.type == "cuda":
-        pays = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        pays = any(answer() for answer in asked if answer is not None)
-    return torch.bfloat16 if pays else torch.float32
 
 
 def describe(device: torch.device) -> str:

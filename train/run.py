@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import ast_model, aum_model, checkpoint, env, figures
+from fftp import allocator, ast_model, aum_model, checkpoint, env, figures
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -37,10 +37,11 @@ MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     out = None
-    with ending.terminable(), parallel.one_voice():
+    with ending.terminable(lambda: out), parallel.one_voice():
         try:
             try:
                 dispatch.check_overrides()
+                allocator.keep_memory()
                 wanted, given = settings.from_flags(sys.argv[1:] if arguments is None else arguments)
                 with parallel.group(wanted.device):
                     out, wanted, saved = parallel.first(lambda: open_run(wanted, given))
@@ -244,8 +245,10 @@ def planned(task: Task) -> dict[str, str]:
         name = {"specmask": "apply_spec_mask", "specaugment": "apply_spec_augment"}[task.settings.augment]
         operations[name] = "float32"
     operations["patch_embed"] = precision
+    if task.settings.model == "ast" and task.config.model.depth > 1:  # the last block has class tokens to ask for alone
+        operations["attention"] = precision
     if task.settings.model == "aum":
-        operations |= {"selective_scan": "float32", "causal_conv": precision}
+        operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 

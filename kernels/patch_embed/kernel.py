@@ -30,6 +30,20 @@ TILES = {
     ("forward", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
     ("forward", "sm_100", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
     ("forward", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    # Square patches: an address for each element, which on sm_80 takes the registers of half a tile.
+    ("forward_square", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("forward_square", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("forward_square", "sm_90", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward_square", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    ("forward_square", "sm_100", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward_square", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    # With words of the bit plane. Triton 3.6 gives eight warps of sm_100 128 registers each, too few here.
+    ("forward_hidden", "sm_80", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward_hidden", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("forward_hidden", "sm_90", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
+    ("forward_hidden", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
+    ("forward_hidden", "sm_100", 2): Tile(m=128, n=128, k=64, warps=4, stages=3),
+    ("forward_hidden", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
     # Masks on windows that do not run along the bit plane's words: addresses of single bytes take registers.
     ("forward_scattered", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
     ("forward_scattered", "sm_80", 4): Tile(m=32, n=64, k=32, warps=4, stages=3),
@@ -49,7 +63,7 @@ TILES = {
     ("weight_hidden", "sm_90", 2): Tile(m=128, n=64, k=64, warps=8, stages=3),
     ("weight_hidden", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("weight_hidden", "sm_100", 2): Tile(m=128, n=64, k=64, warps=8, stages=3),
-    ("weight_hidden", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_hidden", "sm_100", 4): Tile(m=64, n=64, k=32, warps=8, stages=3),
     ("weight_scattered", "sm_80", 2): Tile(m=64, n=64, k=64, warps=8, stages=3),
     ("weight_scattered", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("weight_scattered", "sm_90", 2): Tile(m=64, n=64, k=64, warps=8, stages=3),
@@ -78,11 +92,11 @@ def tile(operation: str, arch: str, dtype: torch.dtype) -> Tile:
 
 def operation(name: str, masked: bool, F: int, pf: int) -> str:
     """What the table calls a forward pass, or a gradient, with or without masks."""
-    if not masked or name == "log_mel":
+    if name == "log_mel":
         return name
-    if pf != F or F % 64:
-        return f"{name}_scattered"
-    return "weight_hidden" if name == "weight" else name
+    if not masked:
+        return "forward_square" if name == "forward" and pf != F else name
+    return f"{name}_scattered" if pf != F or F % 64 else f"{name}_hidden"
 
 
 def forward_parts(K: int, N: int) -> int:

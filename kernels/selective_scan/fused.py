@@ -13,13 +13,16 @@ from kernels.selective_scan.kernel import Block
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """As `reference.selective_scan`, for every type but float64."""
-    dtype = u.dtype
-    u, delta, B, C, z = (t if t.itemsize <= 4 else t.float() for t in (u, delta, B, C, z))
-    A, D, delta_bias = A.float(), D.float(), delta_bias.float()
-    A_backward = None if A_backward is None else A_backward.float()
-    given = (u, delta, A, B, C, D, z, delta_bias, A_backward)
+    given = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    return scan(*given, reverse, keep)[0].to(dtype)
+    return scan(*given, reverse, keep)[0].to(u.dtype)
+
+
+def precise(u, delta, A, B, C, D, z, delta_bias, A_backward):
+    """The inputs as the kernels take them: rows in 16 or 32 bits, decays, skip and bias in float32."""
+    u, delta, B, C, z = (t if t.itemsize <= 4 else t.float() for t in (u, delta, B, C, z))
+    A_backward = None if A_backward is None else A_backward.float()
+    return u, delta, A.float(), B, C, D.float(), z, delta_bias.float(), A_backward
 
 
 def causal_conv(u, weight, bias, reverse):

@@ -115,11 +115,11 @@ def _stack(row0, row1, row2, row3):
 
 
 @triton.jit
-def _steps(i, count: tl.constexpr, b, L, BACKWARDS: tl.constexpr):
-    """Steps i..i+count-1 of a scan: which rows of `[B * L, n]` they read, and whether they are within the clip."""
+def _steps(i, count: tl.constexpr, first, L, BACKWARDS: tl.constexpr):
+    """Steps i..i+count-1 of a scan over rows first..first+L-1 of `[B * L, n]`: which they read, and whether they are there."""
     step = i + tl.arange(0, count)
     token = L - 1 - step if BACKWARDS else step
-    return b * L + token, step < L
+    return first + token, step < L
 
 
 @triton.jit
@@ -132,19 +132,24 @@ def _step(state, rate, delta, gain, B, INTERPRETED: tl.constexpr):
 def _forward_pass(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr, checkpoints_ptr,
     stride_u, stride_delta, stride_B, stride_C, stride_z,
-    b, e, s, L, E, S, chunks,
-    BACKWARDS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr, CHUNK: tl.constexpr,
-    INTERPRETED: tl.constexpr,
+    first, e, s, L, E, S,
+    BACKWARDS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr, START: tl.constexpr,
+    CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One direction of `_forward_kernel`: all but the LAST leave their y in sum_ptr, all but the FIRST add what is there."""
+    """One direction of `_forward_kernel` over L rows: all but the LAST leave their y in sum_ptr, all but the FIRST add it.
+
+    checkpoints_ptr: where the states go that are to be KEPT, or the one to START from.
+    """
     is_e, is_s = e < E, s < S
     of_state, is_state = e[:, None] * S + s[None, :], is_e[:, None] & is_s[None, :]
     rate = tl.load(A_ptr + of_state, mask=is_state, other=0.0) * LOG2E
     skip = tl.load(D_ptr + e, mask=is_e, other=0.0)
     bias = tl.load(bias_ptr + e, mask=is_e, other=0.0)
-    state = tl.zeros_like(rate)
-    checkpoints_ptr += b * chunks * E * S
-    rows, is_row = _steps(0, 4, b, L, BACKWARDS)
+    if START:
+        state = tl.load(checkpoints_ptr + of_state, mask=is_state, other=0.0)
+    else:
+        state = tl.zeros_like(rate)
+    rows, is_row = _steps(0, 4, first, L, BACKWARDS)
     u = _load(u_ptr, rows, stride_u, e, is_row, is_e, INTERPRETED)
     raw = _load(delta_ptr, rows, stride_delta, e, is_row, is_e, INTERPRETED)
     B = _load(B_ptr, rows, stride_B, s, is_row, is_s, INTERPRETED)
@@ -154,9 +159,9 @@ def _forward_pass(
         if KEEP and i % CHUNK == 0:
             tl.store(checkpoints_ptr + of_state, state, mask=is_state)
             checkpoints_ptr += E * S
-        rows, is_row = _steps(i, 4, b, L, BACKWARDS)
+        rows, is_row = _steps(i, 4, first, L, BACKWARDS)
         # The next group is on its way while this one is computed.
-        next_rows, is_next = _steps(i + 4, 4, b, L, BACKWARDS)
+        next_rows, is_next = _steps(i + 4, 4, first, L, BACKWARDS)
         next_u = _load(u_ptr, next_rows, stride_u, e, is_next, is_e, INTERPRETED)
         next_raw = _load(delta_ptr, next_rows, stride_delta, e, is_next, is_e, INTERPRETED)
         next_B = _load(B_ptr, next_rows, stride_B, s, is_next, is_s, INTERPRETED)
@@ -209,18 +214,19 @@ def _forward_kernel(
     b = (tl.program_id(0) // blocks).to(tl.int64)
     e = tl.program_id(0) % blocks * BLOCK_E + tl.arange(0, BLOCK_E)
     s = tl.arange(0, BLOCK_S)
+    checkpoints_ptr += b * chunks * E * S
     _forward_pass(
         u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr, checkpoints_ptr,
-        stride_u, stride_delta, stride_B, stride_C, stride_z, b, e, s, L, E, S, chunks,
-        REVERSE, True, not TWO, KEEP, CHUNK, INTERPRETED,
+        stride_u, stride_delta, stride_B, stride_C, stride_z, b * L, e, s, L, E, S,
+        REVERSE, True, not TWO, KEEP, False, CHUNK, INTERPRETED,
     )  # fmt: skip
     if TWO:
         tl.debug_barrier()  # the other direction's threads read what these wrote
         _forward_pass(
             u_ptr, delta_ptr, A_backward_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr,
             checkpoints_ptr + B.to(tl.int64) * chunks * E * S,
-            stride_u, stride_delta, stride_B, stride_C, stride_z, b, e, s, L, E, S, chunks,
-            not REVERSE, False, True, KEEP, CHUNK, INTERPRETED,
+            stride_u, stride_delta, stride_B, stride_C, stride_z, b * L, e, s, L, E, S,
+            not REVERSE, False, True, KEEP, False, CHUNK, INTERPRETED,
         )  # fmt: skip
 
 
@@ -275,7 +281,7 @@ def _backward_pass(
         d_D = tl.zeros(skip.shape, tl.float32)
         while i < end:
             tl.store(states_ptr + (i % CHUNK // 2) * (e.shape[0] * s.shape[0]) + of_scratch, state)
-            rows, is_row = _steps(i, 2, b, L, BACKWARDS)
+            rows, is_row = _steps(i, 2, b * L, L, BACKWARDS)
             u = _load(u_ptr, rows, stride_u, e, is_row, is_e, INTERPRETED)
             raw = _load(delta_ptr, rows, stride_delta, e, is_row, is_e, INTERPRETED)
             z = _load(z_ptr, rows, stride_z, e, is_row, is_e, INTERPRETED)
@@ -305,7 +311,7 @@ def _backward_pass(
         i -= 2
         d_bias = tl.zeros(bias.shape, tl.float32)
         while i >= chunk * CHUNK:
-            rows, is_row = _steps(i, 2, b, L, BACKWARDS)
+            rows, is_row = _steps(i, 2, b * L, L, BACKWARDS)
             u = _load(u_ptr, rows, stride_u, e, is_row, is_e, INTERPRETED)
             raw = _load(delta_ptr, rows, stride_delta, e, is_row, is_e, INTERPRETED)
             z = _load(z_ptr, rows, stride_z, e, is_row, is_e, INTERPRETED)

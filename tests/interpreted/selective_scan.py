@@ -7,8 +7,8 @@ from originals import check_gradients, grid, load, stored
 from test_selective_scan import arguments
 
 import kernels
-from fftp import AuM, AuMConfig, convert
-from kernels.selective_scan import fused, kernel, reference
+from fftp import AuM, AuMConfig, convert, env
+from kernels.selective_scan import chunked, chunked_kernel, fused, kernel, reference
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TYPED = ("u", "delta", "B", "C", "z")  # the others are float32 in every model
@@ -300,6 +300,124 @@ def test_no_states_are_kept_without_gradients(guard, device):
     kept, states = fused.scan(*given.values(), False, True)
     assert states.shape == (2, 2, 1, 20, 16)
     assert torch.equal(out, kept)
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", "selective_scan=triton_chunked")
+
+
+def compare_in_chunks(dtype, guard, device, *sizes, reverse=False, **settings):
+    """The 2x rule for the output; on a GPU the same bits ten times."""
+    given, _ = case(dtype, device, *sizes, **settings)
+    held = {n: guard.hold(t) for n, t in given.items()}
+    got = kernels.selective_scan(**held, reverse=reverse)
+    assert all(torch.equal(got, kernels.selective_scan(**held, reverse=reverse)) for _ in range(repeats(device)))
+    plain, exact = SCAN(**given, reverse=reverse), SCAN(**doubled(given), reverse=reverse)
+    check([({"out": got}, {"out": plain}, {"out": exact})], {"out": dtype})
+
+
+# A clip of 1 or 2 tokens is a single chunk; the others end within their last one.
+LONG = {(97, 192, True), (249, 200, True)}  # their neighbours take the same ways in less time
+IN_CHUNKS = [
+    pytest.param((L, E, two, reverse), marks=pytest.mark.slow if (L, E, two) in LONG else [])
+    for L, E, two, reverse in (*(shape[1:] for shape in SHAPES), (249, 192, False, True), (249, 200, True, False))
+]
+
+
+@pytest.mark.parametrize("shape", IN_CHUNKS)
+def test_in_chunks(shape, in_chunks, guard, device):
+    L, E, two, reverse = shape
+    compare_in_chunks(torch.float32, guard, device, 1, L, E, two=two, reverse=reverse)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bits_in_chunks(dtype, in_chunks, guard, device):
+    compare_in_chunks(TYPES[dtype], guard, device, 1, 19, 24)
+
+
+@pytest.mark.parametrize("L", [255, 513])
+@pytest.mark.slow
+def test_many_chunks_short_and_long(L, in_chunks, guard, device):
+    """More than four groups of chunks; 513 tokens are cut into chunks of 32."""
+    compare_in_chunks(torch.float32, guard, device, 2, L, 20, S=5)
+
+
+def test_chunks_of_32(in_chunks, guard, device, monkeypatch):
+    """The cut of long clips, with a last chunk of one token; the same bits twice."""
+    monkeypatch.setattr(chunked_kernel, "SHORT_CLIP", 32)
+    compare_in_chunks(torch.float32, guard, device, 1, 65, 8, S=3)
+    given, _ = case(torch.float32, device, 1, 65, 8, S=3)
+    assert torch.equal(kernels.selective_scan(**given), kernels.selective_scan(**given))
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_the_blocks_of_chunks(arch, in_chunks, guard, device, monkeypatch):
+    """The shipped blocks themselves; neither divides 36 channels. Several blocks of states are carried."""
+    if device == "cpu":
+        monkeypatch.setattr(fused, "_block", lambda operation, _: kernel.BLOCKS[operation, arch])
+    compare_in_chunks(torch.float32, guard, device, 2, 19, 36)
+
+
+def test_chunks_of_other_clips_rows_and_nan(in_chunks, guard, device):
+    """A clip's bits do not depend on its batch, and NaN stays in its clip, its channel, and its own future."""
+    given, _ = case(torch.float32, device, 2, 40, 20, two=False)
+    clean = kernels.selective_scan(**given)
+    alone = kernels.selective_scan(**{n: t[1:2] if n in PER_CLIP else t for n, t in given.items()})
+    assert torch.equal(alone, clean[1:2])
+    given["u"][1, 18, 5] = float("nan")
+    sick = kernels.selective_scan(**given)
+    assert sick.isnan().nonzero().tolist() == [[1, t, 5] for t in range(18, 40)]
+    assert torch.equal(sick[:, :18], clean[:, :18])
+    assert torch.equal(sick[0], clean[0])
+
+
+def test_chunks_where_decays_underflow(in_chunks, guard, device):
+    """Whole chunks whose decay is 0 in float32, and tokens that neither decay nor add."""
+    given, _ = case(torch.float32, device, 1, 40, 20)
+    given["delta"][:, ::3] += 1e3
+    given["delta"][:, 1::3] = -1e4
+    given["A"][::2] *= 100
+    plain, exact = SCAN(**given), SCAN(**doubled(given))
+    check([({"out": kernels.selective_scan(**given)}, {"out": plain}, {"out": exact})], {"out": torch.float32})
+
+
+def test_chunks_of_strange_inputs_and_none(in_chunks, guard, device):
+    given, _ = case(torch.float32, device, 2, 19, 20)
+    strange = given | {
+        "u": torch.cat([given["u"], given["z"]], -1).chunk(2, -1)[0],
+        "delta": given["delta"].transpose(0, 1).contiguous().transpose(0, 1),
+        "A": given["A"].T.contiguous().T,
+    }
+    assert torch.equal(kernels.selective_scan(**strange), kernels.selective_scan(**given))
+    assert kernels.selective_scan(**{n: t[:0] if n in PER_CLIP else t for n, t in given.items()}).shape == (0, 19, 20)
+
+
+def test_chunks_refuse_gradients(in_chunks, device):
+    given, _ = case(torch.float32, device, 1, 3, 5)
+    given["A"].requires_grad_()
+    with pytest.raises(
+        ValueError, match=r"selective_scan=triton_chunked has no gradients: call it under torch\.no_grad"
+    ):
+        kernels.selective_scan(**given)
+    with torch.no_grad():
+        assert kernels.selective_scan(**given).isfinite().all()
+
+
+def test_the_check_of_a_backend_without_gradients(device, monkeypatch):
+    """`python -m fftp.env --check` and a run's first step compare its output alone."""
+    monkeypatch.delenv("FFTP_BACKEND")
+    scans = [each for each in env._cases(device) if each[0] == "selective_scan"]
+    monkeypatch.setattr(env, "_cases", lambda _: scans)
+    rows = env.check(device, {"selective_scan": "triton_chunked"})
+    assert [(row.backend, row.good) for row in rows] == [("triton_chunked", True)]
+
+
+@pytest.mark.parametrize("two", [False, True], ids=["one-way", "both-ways"])
+def test_opcheck_of_chunks(two, device):
+    given, _ = case(torch.float32, device, 1, 3, 5, S=2, two=two)
+    values = [*given.values()] + ([] if two else [None])
+    torch.library.opcheck(chunked.scan, (*values, False))
 
 
 CONVOLUTIONS = [(2, 33, 20, 4), (1, 1, 3, 4), (3, 2, 5, 4), (2, 7, 1, 1), (2, 5, 300, 7), (1, 16, 256, 4)]  # B, L, E, K

@@ -1,0 +1,61 @@
+"""In which precision a model runs, and its weights made ready for that once."""
+
+import copy
+
+import torch
+from torch import nn
+
+from fftp.patching import PatchEmbed
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def precision_of(wanted: str, device: torch.device) -> torch.dtype:
+    """auto is bfloat16 where the processor multiplies it: a GPU since Ampere, a CPU with AVX512-BF16 or AMX."""
+    if wanted in PRECISIONS:
+        return PRECISIONS[wanted]
+    if device.type == "cuda":
+        pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        pays = any(answer() for answer in asked if answer is not None)
+    return torch.bfloat16 if pays else torch.float32
+
+
+class Prepared:
+    """A model for inference in one precision: `features` and `classify` as the model itself has them.
+
+    In bfloat16 the results are autocast's, bit for bit: products in bfloat16; norms, residual stream, softmax sums and the
+    scan's state in float32. Weights of products are cast here, once, and not at every call; all others are the model's
+    own. In float32 it is the model. The model itself stays as it is, and later changes of its weights are not seen.
+    """
+
+    def __init__(self, model: nn.Module, precision: torch.dtype):
+        self.precision = precision
+        self.model = _cast(model, precision) if precision == torch.bfloat16 else model
+
+    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """Normalised log-mel `[B, T, F]` to the encoder's features `[B, D]`."""
+        with torch.inference_mode(), self._autocast(log_mel):
+            return self.model.features(log_mel)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features `[B, D]` to logits `[B, C]`."""
+        with torch.inference_mode(), self._autocast(features):
+            return self.model.classify(features)
+
+    def __call__(self, log_mel: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(log_mel))
+
+    def _autocast(self, tensor):
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+
+def _cast(model, precision):
+    """A copy that shares all parameters but the weights of products."""
+    shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, shared)
+    for module in made.modules():
+        if isinstance(module, (nn.Linear, PatchEmbed)):
+            module.weight = nn.Parameter(module.weight.detach().to(precision), requires_grad=False)
+    return made
