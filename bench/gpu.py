@@ -22,8 +22,9 @@ from pathlib import Path
 
 import torch
 
-from bench import collect, measure
+from bench import measure
 from bench.parts import PARTS
+from train import lines
 
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.5
@@ -184,7 +185,7 @@ def train(environment: dict[str, str], wanted: argparse.Namespace, out: Path, en
     if wanted.rehearse:
         values |= REHEARSED | {"device": "cpu"}
     about = measure.about(values["device"])
-    case = {name: values[name] for name in collect.CASE if name in values}
+    case = {name: values[name] for name in lines.CASE if name in values}
     if any(
         _same(line, about) and case.items() <= line["case"].items() for line in measure.lines("train", wanted.results)
     ):
@@ -196,7 +197,7 @@ def train(environment: dict[str, str], wanted: argparse.Namespace, out: Path, en
         code = None
     if code != 0:
         return ["the training run"]
-    measure.append(collect.line_of(out), wanted.results)
+    measure.append(lines.line_of(out), wanted.results)
     return []
 
 

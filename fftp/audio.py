@@ -22,6 +22,7 @@ SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".au", ".webm", ".mp4", ".mkv")
 )
 WINDOW = 400  # samples in one 25 ms analysis window at 16 kHz
+SLACK = 0.5  # s by which a file may miss its segment: cutting tools end at a packet or a video frame
 
 # Writers to a pipe cannot go back to fill the size in: they leave 0, all ones, or a number near 2 GiB or 4 GiB.
 _UNKNOWN_SIZE_FROM = 0x7FFFF000
@@ -61,14 +62,20 @@ def is_audio(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def load(source: Path | bytes, target_rate: int, min_samples: int = WINDOW, name: str | None = None) -> np.ndarray:
+def load(
+    source: Path | bytes,
+    target_rate: int,
+    min_samples: int = WINDOW,
+    name: str | None = None,
+    segment: tuple[float, float] | None = None,
+) -> np.ndarray:
     """One clip as float32 (W,) at `target_rate` Hz, mono.
 
-    `min_samples` is the shortest length accepted, in samples at `target_rate` (one analysis window).
-    BadAudio when the source is empty, no audio, truncated, not finite or too short.
+    `min_samples` is the shortest length accepted, in samples at `target_rate` (one analysis window); `segment` as for `read`.
+    BadAudio when the source is empty, no audio, truncated, not finite or too short, or ends before its segment.
     """
     name = _name_of(source, name)
-    samples, rate = read(source, name)
+    samples, rate = read(source, name, segment)
     if len(samples) == 0:
         raise BadAudio(name, "holds no samples")
     if not np.isfinite(samples).all():
@@ -82,10 +89,13 @@ def load(source: Path | bytes, target_rate: int, min_samples: int = WINDOW, name
     return waveform
 
 
-def read(source: Path | bytes, name: str | None = None) -> tuple[np.ndarray, int]:
+def read(
+    source: Path | bytes, name: str | None = None, segment: tuple[float, float] | None = None
+) -> tuple[np.ndarray, int]:
     """A sound file, or the bytes of one, as float32 (n, channels) and its rate in Hz.
 
     Integers are scaled to -1..1; float files keep what they hold, above full scale too. `name` is what errors call it.
+    Of a file longer than its `segment` (start, end in seconds) only that is read: other files are that segment already.
     BadAudio when it is empty, truncated or nothing that a decoder here can read; other samples are not judged.
     """
     soundfile = _package("soundfile")
@@ -97,19 +107,41 @@ def read(source: Path | bytes, name: str | None = None) -> tuple[np.ndarray, int
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             _refuse_truncated(file, size, name)
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as sound:
-            samples = sound.read(dtype="float32", always_2d=True)  # (n, channels)
             declared, rate, is_mp3 = sound.frames, sound.samplerate, sound.format in ("MPEG", "MP3")
+            # An MP3's header only estimates its length: it is cut when it has been read.
+            part = None if is_mp3 else _part(declared, rate, segment, name)
+            if part is not None:
+                sound.seek(part.start)
+                declared = part.stop - part.start
+            samples = sound.read(-1 if part is None else declared, dtype="float32", always_2d=True)  # (n, channels)
     except OSError as error:
         raise BadAudio(name, f"cannot be opened ({error.strerror or error})") from error
     except soundfile.LibsndfileError as error:
         if error.code in (_NOT_RECOGNISED, _NOT_SUPPORTED):
-            return _read_elsewhere(source, name)
+            samples, rate = _read_elsewhere(source, name)
+            return _cut(samples, rate, segment, name), rate
         said = error.error_string.removeprefix("Error : ").strip().rstrip(".")
         raise BadAudio(name, f"is damaged or cut short ({said})") from error
-    # An MP3's header only estimates its length.
-    if len(samples) < declared and not is_mp3:
+    if is_mp3:
+        return _cut(samples, rate, segment, name), rate
+    if len(samples) < declared:
         raise _truncated(name, declared, len(samples), "samples")
     return samples, rate
+
+
+def _part(length: int, rate: int, segment: tuple[float, float] | None, name: str) -> slice | None:
+    """Where a segment lies in a file of `length` samples; None where the file is no longer than the segment."""
+    if segment is None or length <= (segment[1] - segment[0] + SLACK) * rate:
+        return None
+    start, end = segment
+    if end * rate > length + SLACK * rate:
+        raise BadAudio(name, f"is {length / rate:.4g} s long, and its segment is {start:g} to {end:g} s")
+    return slice(round(start * rate), min(round(end * rate), length))
+
+
+def _cut(samples: np.ndarray, rate: int, segment: tuple[float, float] | None, name: str) -> np.ndarray:
+    part = _part(len(samples), rate, segment, name)
+    return samples if part is None else samples[part]
 
 
 def duration(source: Path | bytes, name: str | None = None) -> float:

@@ -13,7 +13,8 @@ RATE = 16_000
 
 def settings(**changed) -> SimpleNamespace:
     fields = {
-        "data": "folder", "data_root": None, "seed": 0, "words": "", "download": False, "csv": "", "csv_file": "file",
+        "data": "folder", "data_root": None, "seed": 0, "words": "", "download": False, "train_list": "", "test_list": "",
+        "csv": "", "csv_file": "file",
         "csv_labels": "label", "csv_split": "split", "label_separator": ";", "test_fold": "", "validation_fold": "",
         "validation_share": 0.1, "multi_label": False, "synth_train": 40, "synth_validation": 20, "synth_test": 20,
     }  # fmt: skip

@@ -157,8 +157,10 @@ import signal, sys, time
 from pathlib import Path
 from fftp import audio
 from train.data.clips import Clip, DataSet
+from train.data import cache
 from train.data.pack import pack
 
+cache._COMMIT_BYTES = int(sys.argv[2])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have handed down that it is to be ignored
 quick, seen = audio.load, []
 def slow(*args):
@@ -173,9 +175,9 @@ print(int(pack(DataSet("made", ("a",), clips, False, 1.0), 16000, progress=False
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, commit: int = cache._COMMIT_BYTES) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(folder)],
+        [sys.executable, "-c", SLOW, str(folder), str(commit)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -198,17 +200,93 @@ def test_interrupted_and_done_again(tmp_path, cache_folder, kill):
     assert all(np.array_equal(clip(result, i), soundfile.read(path, dtype="int16")[0]) for i, path in enumerate(files))
 
 
+def count_decoded(monkeypatch) -> list[str]:
+    decoded, load = [], audio.load
+    monkeypatch.setattr(audio, "load", lambda *how: decoded.append(how[3]) or load(*how))
+    return decoded
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=lambda kill: kill.name)
+def test_interrupted_and_taken_up_again(tmp_path, cache_folder, monkeypatch, kill):
+    """Clips that are listed as finished are not decoded again; a line cut off in the middle of writing does not count."""
+    files = make_files(tmp_path / "files", 40)
+    with start(tmp_path / "files", commit=1) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(kill)
+        process.communicate(timeout=30)
+    assert process.returncode != 0
+    (left,) = (cache_folder / "packs").iterdir()
+    done = cache.finished(left)
+    assert done[:2] == [1000, 2000]
+    with (left / "clips.jsonl").open("a") as listing:
+        listing.write("[3000")
+    decoded = count_decoded(monkeypatch)
+    result = pack(data_set(files, ("train",)), RATE, progress=False)  # as the process: labels are no part of a pack
+    assert decoded == [path.name for path in files[len(done) :]]
+    assert all(np.array_equal(clip(result, i), soundfile.read(path, dtype="int16")[0]) for i, path in enumerate(files))
+    (pack_folder,) = (cache_folder / "packs").iterdir()
+    assert sorted(path.name for path in pack_folder.iterdir()) == ["index.json", "samples.int16"]
+
+
+@pytest.mark.parametrize("damage", ["no list", "other decoders", "samples lost"])
+def test_what_cannot_be_taken_up_is_begun_again(tmp_path, cache_folder, monkeypatch, damage):
+    files = make_files(tmp_path / "files", 9)
+    files[1].write_bytes(b"")
+    monkeypatch.setattr(cache, "_COMMIT_BYTES", 1)
+    with pytest.raises(UserError, match="1 file is unusable"):
+        packed(files)
+    (left,) = (cache_folder / "packs").iterdir()
+    assert len(cache.finished(left)) == len(files)
+    if damage == "no list":
+        (left / "clips.jsonl").write_text("")
+    elif damage == "samples lost":
+        os.truncate(left / "samples.int16", 10)
+    else:
+        monkeypatch.setattr(audio, "other_decoders", lambda: ("another",))
+    decoded = count_decoded(monkeypatch)
+    result = packed(files, skip_bad_files=True)
+    assert len(decoded) == len(files)
+    assert [len(clip(result, i)) for i in range(8)] == [1000, *range(3000, 9001, 1000)]
+    assert np.array_equal(clip(result, 7), soundfile.read(files[8], dtype="int16")[0])
+
+
+def test_bad_files_cost_no_second_decoding(tmp_path, monkeypatch):
+    """A large set that was refused for a bad file is whole when it is asked for again without it."""
+    files = make_files(tmp_path / "files", 9)
+    files[1].write_bytes(b"")
+    monkeypatch.setattr(cache, "_COMMIT_BYTES", 1)
+    with pytest.raises(UserError, match="1 file is unusable"):
+        packed(files)
+    decoded = count_decoded(monkeypatch)
+    assert len(packed(files, skip_bad_files=True).names) == 8
+    assert decoded == []
+
+
+def test_unfinished_pack_of_a_live_process_is_left_alone(tmp_path, cache_folder, monkeypatch):
+    files = make_files(tmp_path / "files", 40)
+    with start(tmp_path / "files", commit=1) as process:
+        assert process.stdout.readline() == "ready\n"
+        decoded = count_decoded(monkeypatch)
+        pack(data_set(files, ("train",)), RATE, progress=False)
+        assert len(decoded) == 40
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not leftovers(cache_folder)
+
+
 def test_what_a_killed_run_left_is_removed_when_old(tmp_path, cache_folder):
     files = make_files(tmp_path / "files", 3)
-    young, old = (cache_folder / "packs" / f"{name}.unfinished-x" for name in ("young", "old"))
-    for folder in (young, old):
+    hour, month = 2 * cache._STALE_SECONDS, 2 * cache._KEPT_SECONDS
+    for name, age, listing in (("new", 0, 0), ("old", hour, 0), ("listed", hour, 1), ("ancient", month, 1)):
+        folder = cache_folder / "packs" / f"{name}.unfinished-x"
         folder.mkdir(parents=True)
         (folder / "samples.int16").write_bytes(b"half")
-    long_ago = time.time() - 2 * cache._STALE_SECONDS
-    for path in (old / "samples.int16", old):
-        os.utime(path, (long_ago, long_ago))
+        if listing:
+            (folder / "clips.jsonl").touch()
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - age,) * 2)
     packed(files)
-    assert leftovers(cache_folder) == [young.name]
+    assert sorted(leftovers(cache_folder)) == ["listed.unfinished-x", "new.unfinished-x"]
 
 
 def test_two_at_once(tmp_path, cache_folder):
@@ -228,8 +306,8 @@ def test_the_processes_end_with_a_killed_parent():
         "import os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from train.data.decode import _stay_with_parent\n"
-        "with ProcessPoolExecutor(1, get_context('spawn'), _stay_with_parent) as pool:\n"
+        "from train.data.decode import stay_with_parent\n"
+        "with ProcessPoolExecutor(1, get_context('spawn'), stay_with_parent) as pool:\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -13,7 +13,7 @@ from bench.parts import PARTS
 from fftp import convert
 from kernels import ranges
 from tests import runs
-from train import settings
+from train import reproduce, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -183,9 +183,13 @@ def test_links_and_pictures_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
 def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
-    known |= {f"--{field.name.replace('_', '-')}" for field in fields(convert.Options)}
+    known |= {
+        f"--{field.name.replace('_', '-')}"
+        for options in (convert.Options, reproduce.Options)
+        for field in fields(options)
+    }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
-    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only"}
+    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline"}
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}

@@ -1,6 +1,7 @@
 """Packing: the right samples, once, whatever happens on the way."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -108,6 +109,25 @@ def test_processes_give_what_one_gives(tmp_path, monkeypatch):
     assert np.array_equal(alone.start, together.start)
     assert alone.names == together.names
     assert alone.skipped == together.skipped == [("bad.wav", "is empty (0 bytes)")]
+
+
+class Deadly:
+    """A source that ends the process which it is sent to, as a decoder with a defect may."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_decoder_that_dies_takes_only_its_clip_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "_SMALL", 0)
+    monkeypatch.setattr(decode, "_JOB_FILES", 2)
+    files = make_files(tmp_path, 7)
+    tasks = [decode.Task(path, path.name, 1000) for path in files]
+    tasks[3] = decode.Task(Deadly(), "deadly", 1000)
+    found = list(decode.decode_all(tasks, RATE, audio.WINDOW, workers=1))
+    assert found[3] == "ends the process that decodes it"
+    for i in (0, 1, 2, 4, 5, 6):
+        assert np.array_equal(found[i], soundfile.read(files[i], dtype="int16")[0])
 
 
 def refuse_to_decode(*_):

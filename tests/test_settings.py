@@ -1,26 +1,42 @@
 """Flags over recipe over defaults; every recipe builds what it says; what is wrong is refused in a sentence."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from fftp import ast_model, aum_model
 from fftp.errors import UserError
 from fftp.frontend import PRESETS
 from fftp.patching import PatchGrid
 from train import settings
-from train.run import check_geometry, main
+from train.run import check_geometry, main, model_of
 from train.settings import Settings, from_flags, read_recipe, recipe_names
-from train.step import learning_rate
+from train.step import learning_rate, optimiser_of
 
-# Tokens of the six systems on Speech Commands (the paper's geometries on 128 x 128).
-SYSTEMS = {
-    "ast_square": 144,
-    "ast_fftp": 119,
-    "ast_fftp_specmask": 119,
-    "aum_square": 64,
-    "aum_fftp": 119,
-    "aum_fftp_specmask": 119,
+# Patches of the six systems, the rows of Tables II and III, and the published baselines: the paper's and AuM's counts.
+PATCHES = {
+    "speechcommands/ast_square": 144,
+    "speechcommands/ast_fftp": 119,
+    "speechcommands/ast_fftp_specmask": 119,
+    "speechcommands/aum_square": 64,
+    "speechcommands/aum_fftp": 119,
+    "speechcommands/aum_fftp_specmask": 119,
+    "speechcommands/ast_square_published": 64,
+    "speechcommands/aum_square_published": 64,
+    "audioset/ast_square": 1212,
+    "audioset/ast_square_1000": 1188,
+    "audioset/ast_fftp": 991,
+    "audioset/ast_fftp_specmask": 991,
+    "audioset/aum_square": 512,
+    "audioset/aum_fftp": 991,
+    "audioset/aum_fftp_specmask": 991,
+    "audioset/ast_fftp_specmask_96": 96,
+    "audioset/ast_fftp_specmask_196": 196,
+    "audioset/ast_fftp_specmask_248": 248,
+    "audioset/ast_fftp_specmask_496": 496,
+    "audioset/ast_square_published": 512,
+    "audioset/aum_square_published": 512,
 }
 
 
@@ -70,37 +86,77 @@ def test_recipe_builds_its_model_and_schedule(name):
     assert max(rates) == pytest.approx(chosen.lr)
     assert chosen.augment == "none" or chosen.mask_area < 0.25 * grid.T * grid.F
     with torch.device("meta"):
-        model = network(chosen, grid)
+        model = network(chosen)
+    assert model.config.grid == grid
+    assert type(optimiser_of(model, chosen)).__name__.lower() == chosen.optimiser
     assert sum(p.numel() for p in model.parameters()) > 1e5
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("speechcommands/")])
-def test_recipes_of_speech_commands_have_the_published_front_end(name):
+@pytest.mark.parametrize("name", PATCHES)
+def test_recipes_of_the_paper_have_the_published_front_end(name):
     chosen = made("--recipe", name)
-    expected = PRESETS["fftp-speechcommands"]  # AST's and AuM's are the same
+    on_audioset = "ast-audioset" if chosen.frames == 1024 else "fftp-audioset"
+    expected = PRESETS["fftp-speechcommands" if name.startswith("speechcommands") else on_audioset]  # AuM's are AST's
     assert (chosen.frames, chosen.mels, chosen.mean, chosen.std, chosen.fit) == (
         expected.T, expected.F, expected.mean, expected.std, expected.fit,
     )  # fmt: skip
 
 
-def network(chosen, grid):
-    from fftp import ast_model, aum_model
-
-    if chosen.model == "ast":
-        sizes = ast_model.SIZES[chosen.size] | ({"depth": chosen.depth} if chosen.depth else {})
-        return ast_model.AST(ast_model.ASTConfig(grid=grid, classes=10, tokens=chosen.tokens, **sizes))
-    sizes = aum_model.SIZES[chosen.size] | ({"depth": chosen.depth} if chosen.depth else {})
-    config = aum_model.AuMConfig(grid=grid, classes=10, directions=chosen.directions, place=chosen.place, **sizes)
-    return aum_model.AuM(config)
+def network(chosen):
+    model = model_of(chosen, 10)
+    return (ast_model.AST if chosen.model == "ast" else aum_model.AuM)(model)
 
 
-@pytest.mark.parametrize(("name", "patches"), SYSTEMS.items())
-def test_six_systems_have_the_papers_patch_counts(name, patches):
-    chosen = made("--recipe", f"speechcommands/{name}")
+@pytest.mark.parametrize(("name", "patches"), PATCHES.items())
+def test_recipes_have_the_papers_patch_counts(name, patches):
+    chosen = made("--recipe", name)
     assert patches == check_geometry(chosen).N
     assert chosen.patch in name
     assert chosen.model in name
     assert (chosen.augment == "specmask") == ("specmask" in name)
+
+
+def test_every_recipe_of_the_paper_is_counted():
+    assert set(PATCHES) == {name for name in recipe_names() if "default" not in name}
+
+
+@pytest.mark.parametrize("name", ["audioset/ast_square_published", "speechcommands/aum_square_published"])
+def test_published_schedule_is_pytorchs(name):
+    """AST's loop: Adam with L2 on everything, MultiStepLR stepped at the end of each epoch; here the warm-up left out."""
+    chosen = replace(made("--recipe", name), warmup_epochs=0)
+    model = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.Adam(model.parameters(), chosen.lr, weight_decay=5e-7, betas=(0.95, 0.999))
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(
+        optimiser, list(range(chosen.step_from, 1000, chosen.step_every)), chosen.step_factor
+    )
+    ours = optimiser_of(model, chosen)
+    assert [(g["weight_decay"], g["betas"]) for g in ours.param_groups] == [(5e-7, (0.95, 0.999))]
+    for epoch in range(chosen.epochs):
+        for step in range(7):
+            rate = learning_rate(chosen, 7 * epoch + step, 7 * chosen.epochs)
+            assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
+        optimiser.step()
+        scheduler.step()
+    assert rate < 0.2 * chosen.lr  # it did come down
+
+
+def test_l2_is_in_the_gradient_and_decay_is_not():
+    """One step from a zero gradient: Adam moves every weight by the rate, AdamW by the rate times the decay."""
+    weights = {}
+    for optimiser in ("adam", "adamw"):
+        model = network(made("--depth", "1"))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(1.0)
+                parameter.grad = torch.zeros_like(parameter)
+        chosen = made("--depth", "1", "--optimiser", optimiser, "--lr", "0.25", "--weight-decay", "0.5")
+        optimiser_of(model, chosen).step()
+        weights[optimiser] = {name: float(p.detach().flatten()[0]) for name, p in model.named_parameters()}
+    kept = network(made("--depth", "1")).undecayed()
+    assert 0 < len(kept) < len(weights["adam"])
+    for name in weights["adam"]:
+        assert weights["adam"][name] == pytest.approx(0.75, rel=1e-5)
+        assert weights["adamw"][name] == pytest.approx(1.0 if name in kept else 1 - 0.25 * 0.5, rel=1e-6)
 
 
 def test_other_kind_of_patch_drops_the_recipes_geometry():

@@ -62,3 +62,60 @@ def average_precision(values: np.ndarray, labels: tuple[str, ...], path: Path, m
         title="AP by class" + (f" ({left_out} between left out)" if left_out else ""),
     )
     figures.save(figure, path)
+
+
+def systems_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
+    """Training loss and validation figure of several systems by epoch: the mean over seeds, each seed thin behind it."""
+    figure = figures.figure(11, 4.4)
+    left, right = figure.subplots(1, 2)
+    first = next(iter(histories.values()))[0][0]
+    name = next((n for n in ("map", "accuracy") if f"validation_{n}" in first), None)
+    panels = [(left, "train_loss", 1)] + ([(right, f"validation_{name}", 100)] if name else [])
+    for k, (label, runs) in enumerate(histories.items()):
+        for axes, field, scale in panels:
+            curves = scale * np.array([[line[field] for line in history] for history in runs])  # (seeds, epochs)
+            epochs = range(1, curves.shape[1] + 1)
+            if len(runs) > 1:
+                axes.plot(epochs, curves.T, color=f"C{k}", alpha=0.25, linewidth=0.8)
+            axes.plot(epochs, curves.mean(0), color=f"C{k}", marker=".", label=label)
+    left.set(xlabel="epoch", ylabel="loss", title="Training loss (augmented)")
+    shown = {"map": "mAP", "accuracy": "accuracy", None: ""}[name]
+    right.set(
+        xlabel="epoch", ylabel=f"{shown}, %" if name else "", title="Validation" if name else "No validation split"
+    )
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8)
+    figures.save(figure, path)
+
+
+def patches_against_score(points: list[tuple[str, int, list[float], int, float]], metric: str, path: Path) -> None:
+    """The paper's Figure 4 beside ours: (system, our patches, our scores in %, the paper's patches and mAP) of each system.
+
+    The first is the square one. Bars are standard deviations over seeds.
+    """
+    figure = figures.figure(9, 3.8)
+    left, right = figure.subplots(1, 2)
+    paper = [(patches, [score]) for _, _, _, patches, score in points]
+    ours = [(patches, scores) for _, patches, scores, _, _ in points]
+    for axes, pairs, title in ((left, paper, "Paper: AudioSet-18k, mAP in %"), (right, ours, f"Ours: {metric} in %")):
+        square, *full = pairs
+        full = sorted(full)
+        means = [np.mean(scores) for _, scores in full]
+        bars = [np.std(scores, ddof=1) if len(scores) > 1 else 0 for _, scores in full]
+        axes.errorbar([n for n, _ in full], means, yerr=bars, marker="o", capsize=3, label="full-frequency, SpecMask")
+        bar = np.std(square[1], ddof=1) if len(square[1]) > 1 else 0
+        axes.errorbar(
+            [square[0]],
+            [np.mean(square[1])],
+            yerr=bar,
+            marker="s",
+            capsize=3,
+            linestyle="none",
+            label="square, SpecAugment",
+        )
+        axes.set(xlabel="patches", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figures.save(figure, path)

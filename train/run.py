@@ -89,8 +89,8 @@ def _free_folder(wanted: Settings) -> Path:
     return out
 
 
-def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train, evaluate, and write everything into out. Returns what result.json holds."""
+def prepare(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> tuple[Task, Pack, dict[str, Any]]:
+    """What a run works on, its data, and what was decided where the settings leave it open."""
     dispatch.use_fused(wanted.fused)
     dispatch.forget()
     use_deterministic(wanted.deterministic)
@@ -101,7 +101,12 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
     fbank = FbankSettings(n_mels=wanted.mels)
     dataset, packed = parallel.in_turn(lambda: load(wanted, fbank))
     resolved = parallel.first(lambda: resolve(wanted, packed, dataset, fbank, device, saved))
-    task = parallel.together(lambda: build(wanted, resolved, packed, dataset, fbank, device, out))
+    return parallel.together(lambda: build(wanted, resolved, packed, dataset, fbank, device, out)), packed, resolved
+
+
+def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write everything into out. Returns what result.json holds."""
+    task, packed, resolved = prepare(wanted, out, saved)
     if (out / "result.json").exists():
         print(f"The run in {out} is finished: its result.json has the figures.")
         return json.loads((out / "result.json").read_text())
@@ -109,6 +114,8 @@ def run(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) -> dic
     parallel.together(lambda: check_backends(task))
     if saved is None:
         parallel.first(lambda: begin(task, resolved))
+    if packed.copies_differ:
+        parallel.first(lambda: checkpoint.replace(out / "clips.csv", packed.listing().encode()))
     trainer = fit(task)
     return report(task, trainer, packed)
 
@@ -191,19 +198,19 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
     }
 
 
+def model_of(wanted: Settings, classes: int) -> ast_model.ASTConfig | aum_model.AuMConfig:
+    """The configuration of the run's model. Raises UserError when the patch does not fit."""
+    depth = {"depth": wanted.depth} if wanted.depth else {}
+    shared = {"grid": check_geometry(wanted), "classes": classes, "positions": wanted.positions}
+    if wanted.model == "ast":
+        return ast_model.ASTConfig(**shared, tokens=wanted.tokens, **(ast_model.SIZES[wanted.size] | depth))
+    where = {"directions": wanted.directions, "place": wanted.place}
+    return aum_model.AuMConfig(**shared, **where, **(aum_model.SIZES[wanted.size] | depth))
+
+
 def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
     """Model, front end and feeds."""
-    grid = check_geometry(wanted)
-    classes = len(packed.classes)
-    if wanted.model == "ast":
-        size = ast_model.SIZES[wanted.size] | ({"depth": wanted.depth} if wanted.depth else {})
-        model = ast_model.ASTConfig(
-            grid=grid, classes=classes, tokens=wanted.tokens, positions=wanted.positions, **size
-        )
-    else:
-        size = aum_model.SIZES[wanted.size] | ({"depth": wanted.depth} if wanted.depth else {})
-        where = {"directions": wanted.directions, "place": wanted.place, "positions": wanted.positions}
-        model = aum_model.AuMConfig(grid=grid, classes=classes, **where, **size)
+    model = model_of(wanted, len(packed.classes))
     level = {"mean": resolved["mean"], "std": resolved["std"]}
     config = checkpoint.CheckpointConfig(
         model=model,
@@ -284,6 +291,9 @@ def announce(task: Task, packed: Pack) -> None:
     )
     print(f"samples: {task.train.source}")
     print(step_line(task))
+    if packed.absent:
+        total = len(packed.names) + len(packed.skipped) + len(packed.absent)
+        print(f"{len(packed.absent)} of {total} listed clips have no file: {clips.listed(packed.absent)}")
     if packed.skipped:
         print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
 
@@ -415,6 +425,7 @@ def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[s
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "macs": task.config.model.macs()._asdict(),
         "clips": {split: len(packed.indices(split)) for split in clips.SPLITS},
+        "absent_clips": len(packed.absent),
         "skipped_files": [{"file": name, "reason": reason} for name, reason in packed.skipped],
         "precision": str(task.precision).removeprefix("torch."),
         "machine": machine.describe(task.device),

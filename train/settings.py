@@ -30,14 +30,19 @@ class Settings(AugmentSettings):
     recipe: str = ""
     """A recipe's name (data/name or a path to a TOML file). Default: the data set's own default.toml."""
 
-    data: Literal["synth", "speechcommands", "folder"] = "synth"
-    """Data set: made on the fly, Speech Commands in its official layout, or a folder a class / a CSV."""
+    data: Literal["synth", "speechcommands", "audioset", "folder"] = "synth"
+    """Data set: made on the fly, Speech Commands in its official layout, AudioSet, or a folder a class / a CSV."""
     data_root: str | None = None
     """Folder of the data set's files."""
     words: str = ""
     """Speech Commands: only these words, separated by commas."""
     download: bool = False
     """Speech Commands: fetch the official archive into data_root first."""
+    train_list: str = ""
+    """AudioSet: segment CSVs, AST's JSON lists, or parquet shards or folders of them, separated by commas, below data_root.
+    Default: the balanced training set in whichever form is there."""
+    test_list: str = ""
+    """AudioSet: the same for the evaluation set."""
     synth_train: int = 2000
     synth_validation: int = 400
     synth_test: int = 600
@@ -105,8 +110,16 @@ class Settings(AugmentSettings):
     """Peak learning rate."""
     warmup_epochs: float = 1.0
     """Linear from 0, a step at a time."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """After the warm-up: a cosine to lr_end, or steps down by step_factor, the first after step_from epochs."""
     lr_end: float = 0.01
     """Where the cosine ends, as a share of the peak."""
+    step_from: int = 10
+    step_every: int = 5
+    """Epochs from one step down to the next."""
+    step_factor: float = 0.5
+    optimiser: Literal["adamw", "adam"] = "adamw"
+    """AdamW, decoupled decay but for vectors, tokens, positions and scan decays; or Adam, weight_decay as L2 on everything."""
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
@@ -137,9 +150,9 @@ class Settings(AugmentSettings):
     """Go on with the run in --out; other flags may be left out, and have to agree where given."""
 
     def __post_init__(self):
-        for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "mask_width", "mask_height", "mask_snap"):
+        for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "step_every", "mask_width", "mask_height"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("mask_max_frequency", "mask_max_time"):
+        for name in ("mask_max_frequency", "mask_max_time", "mask_snap"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "depth",
@@ -151,6 +164,7 @@ class Settings(AugmentSettings):
             "warmup_epochs",
             "mask_area",
             "log_every",
+            "step_from",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
@@ -161,6 +175,7 @@ class Settings(AugmentSettings):
             "label_smoothing",
             "validation_share",
             "lr_end",
+            "step_factor",
             "device_memory_share",
         ):
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")

@@ -47,34 +47,41 @@ def autocast(task: Task):
     return torch.autocast(task.device.type, dtype=torch.bfloat16, enabled=task.precision == torch.bfloat16)
 
 
-def optimiser_of(model: torch.nn.Module, settings: Settings, lr: torch.Tensor | None = None) -> torch.optim.AdamW:
-    """AdamW without decay on what the model names: vectors, tokens, positions, scan decays.
+def optimiser_of(model: torch.nn.Module, settings: Settings, lr: torch.Tensor | None = None) -> torch.optim.Adam:
+    """AdamW without decay on what the model names (vectors, tokens, positions, scan decays), or Adam with L2 on everything.
 
     lr: a tensor on the model's device that holds the learning rate of the moment; without it, settings.lr throughout.
     """
+    how = {
+        "lr": settings.lr if lr is None else lr,
+        "betas": (settings.beta1, settings.beta2),
+        "fused": True,
+        "capturable": lr is not None and lr.is_cuda,
+    }
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), weight_decay=settings.weight_decay, **how)
     kept = model.undecayed()
     named = list(model.named_parameters())
     groups = [
         {"params": [p for n, p in named if n not in kept], "weight_decay": settings.weight_decay},
         {"params": [p for n, p in named if n in kept], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.lr if lr is None else lr,
-        betas=(settings.beta1, settings.beta2),
-        fused=True,
-        capturable=lr is not None and lr.is_cuda,
-    )
+    return torch.optim.AdamW(groups, **how)
 
 
 def learning_rate(settings: Settings, step: int, total: int) -> float:
-    """Linear warm-up from 0, then a cosine down to lr_end of the peak; step counts from 0.
+    """Linear warm-up from 0, then a cosine down to lr_end of the peak, or steps down by epochs; step counts from 0.
 
-    The warm-up's share of the run is warmup_epochs / epochs, also where max_steps shortens it.
+    An epoch's share of the run is 1 / epochs, also where max_steps shortens it. The steps are PyTorch's MultiStepLR
+    with milestones step_from, step_from + step_every and so on, taken at the end of epochs as AST's loop does.
     """
     warm = min(round(total * settings.warmup_epochs / settings.epochs), total - 1)
     if step < warm:
         return settings.lr * (step + 1) / warm
+    if settings.schedule == "step":
+        epoch = step * settings.epochs // total
+        downs = 1 + (epoch - settings.step_from) // settings.step_every if epoch >= settings.step_from else 0
+        return settings.lr * settings.step_factor**downs
     share = (step - warm) / max(1, total - warm)
     return settings.lr * (settings.lr_end + (1 - settings.lr_end) * 0.5 * (1 + math.cos(math.pi * share)))
 

@@ -6,12 +6,17 @@ To add one: write a module with `load(settings) -> DataSet` and give it a line i
 from typing import Any
 
 from fftp.errors import UserError
-from train.data import folder, speechcommands, synth
+from train.data import audioset, folder, speechcommands, synth
 from train.data.clips import SPLITS, Clip, DataSet, check_classes, nearest
 
 __all__ = ["LOADERS", "SPLITS", "Clip", "DataSet", "check_classes", "load"]
 
-LOADERS = {"synth": synth.load, "speechcommands": speechcommands.load, "folder": folder.load}
+LOADERS = {
+    "synth": synth.load,
+    "speechcommands": speechcommands.load,
+    "audioset": audioset.load,
+    "folder": folder.load,
+}
 
 
 def load(settings: Any) -> DataSet:

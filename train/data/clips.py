@@ -13,14 +13,30 @@ SPLITS = ("train", "validation", "test")
 ARRAY_RATE = 16_000  # Hz; of clips that are arrays: those made, not recorded
 
 
+@dataclass(frozen=True)
+class Row:
+    """A recording in a parquet shard; its bytes are read when it is that row's turn (train.data.shards)."""
+
+    shard: Path
+    number: int
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One recording: a file, the bytes of one, or int16 samples (W,) at ARRAY_RATE."""
+    """One recording: a file, the bytes of one, a shard's row, or int16 samples (W,) at ARRAY_RATE."""
 
-    source: Path | bytes | np.ndarray
+    source: Path | bytes | Row | np.ndarray
     labels: tuple[int, ...]  # numbers of its classes
     split: str  # "train", "validation" or "test"
     name: str  # unique in the data set, and the same wherever the data set lies
+    segment: tuple[float, float] | None = None  # seconds of the source that are the clip, where the source is longer
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it lies in, if any."""
+        if isinstance(self.source, Row):
+            return self.source.shard
+        return self.source if isinstance(self.source, Path) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +46,8 @@ class DataSet:
     clips: tuple[Clip, ...]
     multi_label: bool
     clip_seconds: float  # how long its longer clips typically are
+    copies_differ: bool = False  # nobody has quite the same files: a run writes down which clips it had
+    absent: tuple[str, ...] = ()  # names of clips that its lists name and that are not there
 
     def counts(self) -> dict[str, int]:
         """Clips in each split, every split named."""

@@ -3,6 +3,8 @@
 What comes from files lies memory-mapped in the cache (train.data.cache), so that the second start decodes nothing.
 """
 
+import csv
+import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +29,22 @@ class Pack:
     classes: tuple[str, ...]
     skipped: list[tuple[str, str]]  # (name, reason) of the files left out
     sample_rate: int  # Hz
+    copies_differ: bool = False  # nobody has quite the same files
+    absent: tuple[str, ...] = ()  # names of listed clips that are not there
 
     def indices(self, split: str) -> np.ndarray:
         """The numbers of a split's clips, rising: int64."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def listing(self) -> str:
+        """Which clips there are, which were listed and are not there, and which could not be used: a CSV."""
+        used = zip(self.names, self.splits, strict=True)
+        rows = [("name", "split", "state"), *((name, SPLITS[split], "used") for name, split in used)]
+        rows += [(name, "", "absent") for name in self.absent]
+        rows += [(name, "", "skipped") for name, _ in self.skipped]
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(rows)
+        return written.getvalue()
 
 
 def pack(
@@ -51,15 +65,17 @@ def pack(
         return _pack_arrays(dataset, sample_rate, min_samples)
     room = cache.folder()
     with cache.explained(room):
-        sizes, digests = cache.identify(dataset.clips, room, progress)
+        sizes, digests = cache.identify(dataset.clips, room, progress, skip_bad_files)
         path = room / "packs" / cache.key(dataset.clips, digests, sample_rate, min_samples)
         index = cache.read_index(path)
         if index is None:
-            tasks = [Task(clip.source, clip.name, size) for clip, size in zip(dataset.clips, sizes, strict=True)]
+            with_size = zip(dataset.clips, sizes, strict=True)
+            tasks = [Task(clip.source, clip.name, size, clip.segment) for clip, size in with_size]
             with cache.unfinished(path) as beside:
-                decoded = decode_all(tasks, sample_rate, min_samples, workers)
-                index = cache.write(beside, decoded, len(tasks), progress)
-                _refuse_bad(dataset, cache.reasons(index), skip_bad_files)  # such a pack is not worth its disk
+                done = cache.finished(beside)
+                decoded = decode_all(tasks[len(done) :], sample_rate, min_samples, workers)
+                index = cache.write(beside, done, decoded, len(tasks), progress)
+                _refuse_bad(dataset, cache.reasons(index), skip_bad_files)  # such a pack takes no name yet
                 cache.take_name(beside, path)
     reasons = cache.reasons(index)
     _refuse_bad(dataset, reasons, skip_bad_files)
@@ -95,6 +111,8 @@ def _assemble(
         classes=dataset.classes,
         skipped=[(dataset.clips[i].name, reason) for i, reason in sorted(reasons.items())],
         sample_rate=sample_rate,
+        copies_differ=dataset.copies_differ,
+        absent=dataset.absent,
     )
 
 

@@ -1,0 +1,61 @@
+"""What is kept of a finished run, as a line of JSON: its case, figures, time, and what it ran on."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+CASE = (
+    "data",
+    "model",
+    "size",
+    "depth",
+    "patch",
+    "patch_time",
+    "time_stride",
+    "augment",
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "csv",
+    "test_fold",
+    "fused",
+    "seed",
+)
+
+
+def line_of(out: Path) -> dict:
+    """The line of the run in `out`.
+
+    Raises ValueError for a folder without a finished run.
+    """
+    try:
+        result = json.loads((out / "result.json").read_text())
+        about = json.loads((out / "settings.json").read_text())
+        history = history_of(out)
+    except FileNotFoundError as error:
+        raise ValueError(f"{out} holds no finished run: {error.filename} is missing.") from None
+    return {
+        "part": "train",
+        "case": {name: result["settings"][name] for name in CASE},
+        "metrics": result["metrics"],
+        "validation": result["validation"],
+        "loss": {"first": history[0]["first_loss"], "last": history[-1]["last_loss"]},
+        "seconds": result["seconds"],
+        "samples_per_second": result["samples_per_second"],
+        "step_ms": result["step_ms"],
+        "seconds_to": result["seconds_to"],
+        "parameters": result["parameters"],
+        "macs": result["macs"],
+        "clips": result["clips"],
+        "backends": result["backends"],
+        "precision": result["precision"],
+        "machine": result["machine"],
+        "software": about["versions"],
+        "commit": result["commit"],
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def history_of(out: Path) -> list[dict]:
+    """A run's epochs, as metrics.jsonl has them."""
+    return [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
