@@ -89,9 +89,12 @@ def _candidate(changed, model, size, grid, B, L, dtype, device, train, sets):
 
 def _run(blocks, x, dtype):
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        residual = None
         for block in blocks:
-            x = block(x)
-    return x
+            x = block(x) if residual is None else block(x, residual)
+            if isinstance(x, tuple):  # AuM's layers hand the sum on, for the next one's norm to add
+                x, residual = x
+    return x if residual is None else x + residual
 
 
 def _plain(blocks):

@@ -14,7 +14,7 @@ from kernels import dispatch
 from tests import runs
 from train import run, statistics
 from train.data import synth
-from train.settings import from_flags
+from train.settings import Settings, from_flags
 
 
 def test_every_operation_and_backend_is_listed(capsys):
@@ -64,7 +64,7 @@ def test_a_wrong_backend_stops_a_run_before_it_starts(monkeypatch):
     wrong = env.Checked("patch_embed", "triton", 3.0, 1e-6, False)
     monkeypatch.setattr(run.env, "check", lambda device, backends: [wrong] if backends == {"patch_embed": "t"} else [])
     monkeypatch.setattr(run, "planned", lambda task: {"patch_embed": "t"})
-    task = types.SimpleNamespace(device=torch.device("cuda"))
+    task = types.SimpleNamespace(device=torch.device("cuda"), settings=Settings())
     with pytest.raises(UserError, match=r"patch_embed=triton computes something else .*FFTP_BACKEND=patch_embed=refer"):
         run.check_backends(task)
     task.device = torch.device("cpu")
