@@ -6,12 +6,18 @@ What is compiled on the way lies in Triton's and torch.compile's caches afterwar
 import importlib
 import sys
 
+import torch
+
 from bench.measure import Case
+
+MEMORY_SHARE = 0.15  # of a GPU's, for one of several such processes: tests run beside them
 
 
 def main(arguments: list[str]) -> int:
     part, device, which = arguments
     first, step = map(int, which.split("/"))
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE)
     called = failed = 0
     for number, row in enumerate(importlib.import_module(f"bench.bench_{part}").cases(device)):
         if number % step != first:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as nnf
 
 import kernels
-from bench.measure import Case, holds
+from bench.measure import Case, compiled, holds
 from fftp.patching import PatchGrid
 from kernels import dispatch
 from kernels.patch_embed import reference
@@ -49,7 +49,7 @@ def _case(name, grid, B, D, dtype, direction, device, masked=False):
     if grid.full_frequency:
         peers |= {"conv1d": _conv1d, "linear over strided view": _strided}
     if device == "cuda" and B == 32:  # a compilation costs seconds: where the figures are read
-        peers |= {f"compiled {n}": torch.compile(function, dynamic=False) for n, function in list(peers.items())}
+        peers |= {f"compiled {n}": compiled(function) for n, function in list(peers.items())}
     e = dtype.itemsize
     read, written = B * grid.T * F * e, B * (grid.N + TOKENS) * D * e
     return Case(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 import kernels
-from bench.measure import Case, holds
+from bench.measure import Case, compiled, holds
 from kernels import dispatch
 from kernels.rms_norm import reference
 
@@ -35,7 +35,7 @@ def _case(B, L, D, dtype, direction, device):
         peers={
             "add and rms_norm": lambda sets: _candidate(_plain, (B, L, D), dtype, device, train, sets),
             "compiled add and rms_norm": lambda sets: _candidate(
-                torch.compile(_plain, dynamic=False), (B, L, D), dtype, device, train, sets
+                compiled(_plain), (B, L, D), dtype, device, train, sets
             ),
         },
         correct=lambda: _correct((2, L, D), dtype, device, train),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as nnf
 
 import kernels
-from bench.measure import Case, holds
+from bench.measure import Case, compiled, holds
 from kernels import dispatch
 from kernels.selective_scan import blocked, reference
 
@@ -38,7 +38,7 @@ def _case(B, L, E, dtype, direction, device):
         peers = {"mamba-ssm, two calls": _mamba, "associative_scan": _associative}
         if L <= 97:
             peers["step by step"] = reference.selective_scan
-            peers["compiled step by step"] = torch.compile(reference.selective_scan, dynamic=False)
+            peers["compiled step by step"] = compiled(reference.selective_scan)
         if B == 1 and not train:
             peers["triton_chunked"] = _chunked
     e = dtype.itemsize

@@ -144,7 +144,7 @@ def _text(log):
 def _ended(process, deadline):
     """The exit code; None for a process that had to be killed at the deadline, with all that it had started."""
     try:
-        return process.wait(max(1.0, deadline - time.monotonic()))
+        return process.wait(max(0.05, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

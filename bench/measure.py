@@ -6,6 +6,7 @@ candidate is a captured CUDA graph of many calls, which leaves launch gaps out, 
 than the cache.
 """
 
+import contextlib
 import gc
 import json
 import statistics
@@ -82,6 +83,7 @@ class Turn:
     run: Callable[[], None]
     calls: int
     ms: list[float] = field(default_factory=list)
+    reads: object = None  # what a captured graph reads and does not hold
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,12 @@ def measure(case: Case | Figures, device: str) -> dict[str, Any]:
 
 def _timed(case, device):
     sets = 1 if device == "cpu" else min(MOST_SETS, max(2, -(-CACHE_BYTES // max(1, case.set_bytes))))
-    turns, left_out = {"": _prepare(case.ours(sets), sets, device, "ours" in case.eager)}, {}
+    with _aside(device):
+        turns, left_out = {"": _prepare(case.ours(sets), sets, device, "ours" in case.eager)}, {}
     for name, build in case.peers.items():
         try:
-            turns[name] = _prepare(build(sets), sets, device, name in case.eager)
+            with _aside(device):
+                turns[name] = _prepare(build(sets), sets, device, name in case.eager)
         except Exception as error:  # a peer may fail in any way; its reason is kept
             left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
     _rounds(turns, device, case.seconds, case.rounds or ROUNDS[device])
@@ -176,7 +180,8 @@ def in_turn(calls: dict[str, Callable[[], object]], device: str, seconds: float)
 
     seconds: about how long the rounds may take; there are `FEWEST` at least.
     """
-    turns = {name: _prepare(lambda i, call=call: call(), 1, device, False) for name, call in calls.items()}
+    with _aside(device):
+        turns = {name: _prepare(lambda i, call=call: call(), 1, device, False) for name, call in calls.items()}
     _rounds(turns, device, seconds, ROUNDS[device])
     return {name: turn.ms for name, turn in turns.items()}
 
@@ -197,9 +202,12 @@ def _prepare(candidate: Candidate, sets: int, device: str, eager: bool) -> Turn:
         candidate(i % sets)
         if device == "cpu" and time.perf_counter() - started > LONG:
             return Turn(lambda: candidate(0), 1)
+        if i + 1 >= WARM and time.perf_counter() - started > LONG:
+            break
     once = max(1e-4, min(_samples(lambda: candidate(0), device, 3)))
     calls = max(1, min(200, round(ROUND_MS[device] / once)))
-    calls = -(-calls // sets) * sets
+    if once < ROUND_MS[device]:  # a longer call finds nothing in the cache of the one before
+        calls = -(-calls // sets) * sets
 
     def all_calls():
         for i in range(calls):
@@ -207,15 +215,35 @@ def _prepare(candidate: Candidate, sets: int, device: str, eager: bool) -> Turn:
 
     if device == "cpu" or eager:
         return Turn(all_calls, calls)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(sets):
-            candidate(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=_stream()):
         all_calls()
-    return Turn(graph.replay, calls)
+    torch.cuda.synchronize()
+    return Turn(graph.replay, calls, reads=candidate)
+
+
+@cache
+def _stream():
+    return torch.cuda.Stream()
+
+
+def _aside(device):
+    """The stream on which candidates are made and captured: a backward runs on its forward's stream, and the default one
+    cannot be captured."""
+    return torch.cuda.stream(_stream()) if device == "cuda" else contextlib.nullcontext()
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile of a function, which begins at its first call: making a row compiles nothing."""
+    made = []
+
+    def call(*args):
+        if not made:
+            made.append(torch.compile(function, dynamic=False))
+        return made[0](*args)
+
+    return call
 
 
 def about(device: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ class Part:
 PARTS = {
     "table3": Part(title="Table III of the paper, put right", gpu_share=10),
     "patch_embed": Part(title="Patch embedding", gpu_share=4, ahead=3),
-    "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=1),
+    "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=2),
     "selective_scan": Part(title="AuM's scan, both directions", gpu_share=4, ahead=3),
     "rms_norm": Part(title="AuM's residual addition and norm", gpu_share=1),
-    "fbank": Part(title="Front end: waveform to log-mel", gpu_share=1),
+    "fbank": Part(title="Front end: waveform to log-mel", gpu_share=2),
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
     "step": Part(title="A training step, data to optimiser", gpu_share=3),
     "infer": Part(title="Inference", gpu_share=4),

@@ -72,7 +72,14 @@ def _part(part, device, wanted):
         if wanted.seconds is not None and time.monotonic() - started > wanted.seconds:
             left += 1
             continue
-        line = measure.measure(case, device)
+        try:
+            line = measure.measure(case, device)
+        except UserError:
+            raise
+        except Exception as error:  # the next row may be well
+            wrong += 1
+            print(f"{part} {case.case}: {type(error).__name__}: {error}"[:300], flush=True)
+            continue
         measure.append(line, wanted.results)
         wrong += not line["correct"]
         print(row_of(line), flush=True)

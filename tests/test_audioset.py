@@ -361,8 +361,19 @@ def test_shard_that_vanishes_between_two_runs(root, tmp_path, cache_folder):
     assert runs.files(cache_folder) == before
     less = packed(hub, skip_bad_files=True)
     assert less.names == tuple(name for name in whole.names if name not in IDS["train"][3:])
+    assert packed(hub).names == less.names  # what was accepted once is not asked again
     (tmp_path / "elsewhere").rename(shard)
     assert packed(hub).samples.tobytes() == whole.samples.tobytes()
+
+
+def test_shards_of_another_list_may_go(root, tmp_path, cache_folder):
+    hub = to_shards(root, tmp_path / "hub")
+    other = hub / "data" / "unbal_train"
+    (hub / "data" / "bal_train").rename(other)
+    lists = {"train_list": "data/unbal_train", "test_list": "data/eval"}
+    names = packed(hub, **lists).names
+    other.rename(hub / "data" / "bal_train")
+    assert packed(hub).names == names
 
 
 def test_shards_need_pyarrow(root, tmp_path, monkeypatch):

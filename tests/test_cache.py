@@ -228,7 +228,7 @@ def test_interrupted_and_taken_up_again(tmp_path, cache_folder, monkeypatch, kil
     assert sorted(path.name for path in pack_folder.iterdir()) == ["index.json", "samples.int16"]
 
 
-@pytest.mark.parametrize("damage", ["no list", "other decoders", "samples lost"])
+@pytest.mark.parametrize("damage", ["no list", "no list of lists", "other decoders", "samples lost"])
 def test_what_cannot_be_taken_up_is_begun_again(tmp_path, cache_folder, monkeypatch, damage):
     files = make_files(tmp_path / "files", 9)
     files[1].write_bytes(b"")
@@ -239,6 +239,8 @@ def test_what_cannot_be_taken_up_is_begun_again(tmp_path, cache_folder, monkeypa
     assert len(cache.finished(left)) == len(files)
     if damage == "no list":
         (left / "clips.jsonl").write_text("")
+    elif damage == "no list of lists":
+        (left / "clips.jsonl").write_text("[]\n5\n")
     elif damage == "samples lost":
         os.truncate(left / "samples.int16", 10)
     else:

@@ -38,5 +38,5 @@ def test_held_in_the_types_of_the_fast_kernels_on_a_gpu(device):
     assert not sdpa.held("cpu", torch.bfloat16)
     q, k, v = torch.randn(3, 2, 3, 63, 64, device=device).bfloat16()
     exact = ((q.double() @ k.double().mT) / 8.0).softmax(-1) @ v.double()
-    # Seen in 20 draws on a CPU: 0.0042, half a step of bfloat16 from 1 to 2; twice that.
+    # Seen in 20 draws on a CPU: 0.0042; twice that.
     assert (sdpa.sdpa(q, k, v).double() - exact).abs().max() <= 0.0084

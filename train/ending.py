@@ -91,7 +91,11 @@ def told(error: BaseException, out: Path | None) -> int:
     elif isinstance(error, Terminated):
         code, sentence = TERMINATED, f"\nterminated (SIGTERM): {then}."
     elif parallel.lost(error):
-        code, sentence = LOST, f"\nerror: another process of this run ended, so this one ends too: {then}."
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        sentence = (
+            f"\nerror: another process of this run ended or cannot be reached ({reason}), so this one ends too: {then}."
+        )
+        code = LOST
     else:
         raise error
     if parallel.asked()[0] == 0 or code in (TERMINATED, LOST):

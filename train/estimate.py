@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fftp import checkpoint
+from kernels import dispatch
 from train import loop, settings
 from train import run as train_run
 from train.feed import Feed
@@ -47,6 +48,7 @@ def alone(runs: dict[str, Path]) -> dict[str, dict[str, float]]:
 
     The models take turns, so that what else the machine does hits all alike: medians of the times and of the ratios of a round.
     """
+    dispatch.use_fused(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models, inputs = [], []
     for out in runs.values():

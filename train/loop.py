@@ -69,7 +69,8 @@ class Trainer:
         parallel.first(lambda: checkpoint.recover(folder))
         if not folder.is_dir():
             return False
-        self.progress = state.restore(folder, self.task.model, self.plain.optimiser, self.averages)
+        restored = (folder, self.task.model, self.plain.optimiser, self.averages)
+        self.progress = parallel.together(lambda: state.restore(*restored))
         return True
 
     def epoch(self) -> dict:

@@ -24,7 +24,8 @@ Result = TypeVar("Result")
 
 def asked() -> tuple[int, int]:
     """(rank, processes) that the environment speaks of, whether or not they have met."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    said = os.environ.get("WORLD_SIZE", "")
+    processes = int(said) if said.isdecimal() else 1
     return (int(os.environ.get("RANK", 0)), processes) if processes > 1 else (0, 1)
 
 

@@ -61,5 +61,5 @@ def _papers(name: str) -> list[str]:
     if data != "audioset":
         return ["", "", ""]
     score = (first or second).paper["map"] if first or second else None
-    cost = [f"{second.paper['patches']}", f"{second.paper['gmacs']:g}"] if second else ["", ""]
+    cost = [f"{second.paper['patches']}", f"{second.paper['gmacs']:.2f}"] if second else ["", ""]
     return [*cost, f"{score:.2f}" if score else ""]

@@ -26,14 +26,19 @@ SPEC_AUGMENT = ("mask_max_frequency", "mask_max_time", "mask_fill")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to reproduce."""
+    """Runs a table's systems over seeds, one after the other, and prints it beside the paper's; goes on where it was stopped.
+
+    `recipes` in a table's place prints all recipes. Flags of train.run go behind `--`.
+    """
 
     data: Literal["synth", "speechcommands", "audioset", "folder"] = "audioset"
+    """As train.run has it."""
     data_root: str = ""
     """Folder of the data set's files."""
     seeds: int = 3
     """Runs of each system, with the seeds 0, 1 and so on."""
     size: Literal["recipe", "tiny", "small", "base"] = "recipe"
+    """Of the models; recipe is what the recipe says."""
     epochs: int = 0
     """0 is the recipe's."""
     dry_run: bool = False
@@ -166,7 +171,7 @@ def keep_plan(out: Path, options: Options, extra: list[str]) -> None:
 
 
 def carry_out(table: str, plan: list[Run], out: Path, again: str) -> int:
-    """Do what is left of the plan, with the table and pictures after each run. Returns the exit code."""
+    """Do what is left of the plan, with the table after each run and pictures at the end. Returns the exit code."""
     kept = keep_lines(out, plan)
     for number, run in enumerate(plan, 1):
         if run.finished:

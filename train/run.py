@@ -28,7 +28,7 @@ from train.data.pack import Pack, pack
 from train.feed import Feed
 from train.samples import source_of
 from train.settings import Settings
-from train.step import Task
+from train.step import Task, check_parts
 
 MEASURED_CLIPS = 1000  # training clips that the normalisation constants are measured on, where the recipe has none
 MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)  # of seconds_to, validation
@@ -275,7 +275,9 @@ def check_backends(task: Task) -> None:
 def announce(task: Task, packed: Pack) -> None:
     """The first lines of a run: what computes, then what is computed."""
     s, config = task.settings, task.config
-    backends = ", ".join(f"{name}={backend}" for name, backend in planned(task).items())
+    with_gradients = {("attention", "native"): " (products in training)"}
+    chosen = planned(task).items()
+    backends = ", ".join(f"{name}={backend}{with_gradients.get((name, backend), '')}" for name, backend in chosen)
     precision = str(task.precision).removeprefix("torch.")
     print(f"backends ({'fused' if s.fused else 'reference'}): {backends}; {precision}; {machine.describe(task.device)}")
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -300,8 +302,9 @@ def announce(task: Task, packed: Pack) -> None:
 
 def step_line(task: Task) -> str:
     """How a step runs. Raises UserError where that cannot be had."""
-    reason = graph.reason_against(task)
-    parts = [f"a step: {min(task.settings.batch_size, len(task.train))} clips"]
+    reason, batch = graph.reason_against(task), min(task.settings.batch_size, len(task.train))
+    check_parts(batch, task.settings.accumulate)
+    parts = [f"a step: {batch} clips"]
     if parallel.size() > 1:
         parts.append(f"over {parallel.size()} processes")
     if task.settings.accumulate > 1:

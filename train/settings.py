@@ -147,7 +147,8 @@ class Settings(AugmentSettings):
     out: str = ""
     """Folder of the run; default: the next free one under runs/."""
     resume: bool = False
-    """Go on with the run in --out; other flags may be left out, and have to agree where given."""
+    """Go on with the run in --out. Other flags may be left out; where given they have to agree, but for --accumulate,
+    --graph, --device, --workers, --data-root and --device-memory-share."""
 
     def __post_init__(self):
         for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "step_every", "mask_width", "mask_height"):
@@ -207,14 +208,18 @@ _TYPES = typing.get_type_hints(Settings)
 GEOMETRY = ("patch_time", "time_stride", "patch_freq", "freq_stride")
 
 
-def from_flags(arguments: list[str], command: str = "python -m train.run") -> tuple[Settings, set[str]]:
+def from_flags(
+    arguments: list[str],
+    command: str = "python -m train.run",
+    description: str = "Train and evaluate an audio classifier.",
+) -> tuple[Settings, set[str]]:
     """Settings from the command line over the recipe's, and the names of those given by hand.
 
     Raises UserError; `--help` prints the flags and ends the program.
     """
     import tyro
 
-    names = {"prog": command, "description": "Train and evaluate an audio classifier."}
+    names = {"prog": command, "description": description}
     if any(a in ("-h", "--help") for a in arguments):
         tyro.cli(Settings, args=arguments, **names)
     given = _check_words(arguments)

@@ -108,7 +108,7 @@ class Step:
     def __init__(self, task: Task, order: Order, total: int):
         s, device = task.settings, task.device
         self.task, self.total, self.clips, self.parts = task, total, order.batch_size, s.accumulate
-        _check_parts(self.clips, self.parts)
+        check_parts(self.clips, self.parts)
         grid = task.config.model.grid
         self.augment = Augment(s, s.seed, grid.T, grid.F)
         self.forward = parallel.shared(task.model, device)
@@ -119,6 +119,8 @@ class Step:
         self.broken = torch.zeros((), device=device)
         self.broken_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.optimiser = optimiser_of(task.model, s, self.rate)
+        # PyTorch warns of steps outside of a capture: the ones before it, and all of --graph off.
+        self.optimiser._warned_capturable_if_run_uncaptured = True
 
     def divided(self, steps: list[Part]) -> list[Part]:
         """The micro-batches of this process, step by step: settings.accumulate for each."""
@@ -174,7 +176,7 @@ class Step:
         return self.forward.no_sync() if parallel.size() > 1 else contextlib.nullcontext()
 
 
-def _check_parts(clips: int, parts: int) -> None:
+def check_parts(clips: int, parts: int) -> None:
     """Raises UserError unless every process has a clip for each of its micro-batches."""
     processes = parallel.size()
     if clips // processes >= parts:

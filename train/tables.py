@@ -123,7 +123,7 @@ def _row2(system: System, ours: list[dict], score: str) -> list[str]:
 
 
 def _row3(system: System, ours: list[dict], score: str) -> list[str]:
-    paper = [f"{system.paper[name]:g}" for name in ("gmacs", "hours")]
+    paper = [f"{system.paper['gmacs']:.2f}", f"{system.paper['hours']:g}"]
     paper += [f"{system.paper['latency']:.2f}", f"{system.paper['map']:.2f}"]
     if not ours:
         return [score, *[""] * 5, *paper]

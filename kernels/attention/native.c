@@ -107,6 +107,8 @@ static void attention(const void *job, int64_t task, float *scratch)
     const int64_t head = task / w->parts % w->H, clip = task / w->parts / w->H, part = task % w->parts;
     const uint16_t *q = w->qkv + clip * L * row + head * WIDTH;
     const int64_t groups = (L + ROWS - 1) / ROWS, first = groups * part / w->parts, end = groups * (part + 1) / w->parts;
+    if (first == end)
+        return;
     float *scores = scratch; /* (ROWS, padded) */
     uint16_t *weights = (uint16_t *)(scores + ROWS * padded), *queries = weights + ROWS * padded;
     uint16_t *keys = queries + ROWS * WIDTH, *values = keys + WIDTH * padded;

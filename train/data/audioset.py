@@ -76,6 +76,8 @@ def load(settings: Any) -> DataSet:
             labels = tuple(number[mid] for mid in entry.mids)
             clips.append(Clip(source, labels, split, entry.video_id, entry.segment))
     for split, paths in lists.items():
+        if not entries[split]:
+            raise UserError(f"{listed([str(path) for path in paths])} names no clip: give another list.")
         if not any(clip.split == split for clip in clips):
             raise UserError(
                 f"None of the {len(entries[split])} ids in {listed([str(path) for path in paths])} has a file below {root}: "

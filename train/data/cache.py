@@ -65,7 +65,7 @@ def identify(
         known = dict(json.loads(memory.read_text()))
     except (OSError, ValueError, TypeError):
         known = {}
-    known = _without_lost_shards(known, skip_bad_files)
+    stored, known = known, _without_lost_shards(known, clips, skip_bad_files)
     reader = shards.Reader()
 
     def one(clip: Clip) -> tuple[int, str, str, list]:
@@ -92,17 +92,21 @@ def identify(
     with contextlib.closing(reader), ThreadPoolExecutor(1 if one_thread else None) as threads:
         found = list(tqdm(threads.map(one, clips), "checking", len(clips), False, disable=None if progress else True))
     remembered = known | {path: entry for _, _, path, entry in found if path}
-    if remembered != known:
+    if remembered != stored:
         # Only a saving of time: a cache that is closed but has the pack is good enough.
         with contextlib.suppress(OSError):
             _replace(memory, json.dumps(remembered))
     return [size for size, *_ in found], [digest for _, digest, *_ in found]
 
 
-def _without_lost_shards(known: dict[str, list], skip_bad_files: bool) -> dict[str, list]:
-    """What is known, without the rows of shards that are no longer there. UserError for those, unless they may be skipped."""
+def _without_lost_shards(known: dict[str, list], clips: tuple[Clip, ...], skip_bad_files: bool) -> dict[str, list]:
+    """What is known, without the rows of shards that are gone from the folders of these clips' shards.
+
+    UserError for those, unless they may be skipped.
+    """
+    folders = {str(clip.file.absolute().parent) for clip in clips if isinstance(clip.source, Row)}
     remembered = {path.partition(_ROW)[0] for path in known if _ROW in path}
-    lost = sorted(shard for shard in remembered if not os.path.exists(shard))
+    lost = sorted(shard for shard in remembered if os.path.dirname(shard) in folders and not os.path.exists(shard))
     if lost and not skip_bad_files:
         raise UserError(
             f"Shards of this data set that an earlier run read are gone ({len(lost)}: {listed(lost)}): put them back, or "
@@ -193,7 +197,7 @@ def finished(beside: Path) -> list[int | str]:
         *lines, _ = (beside / _CLIPS).read_text().split("\n")  # what follows the last line end was cut off
         decoders, clips = json.loads(lines[0]), [clip for line in lines[1:] for clip in json.loads(line)]
         held = (beside / "samples.int16").stat().st_size // 2
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, TypeError):
         return []
     # A decoder that was installed since may read what was skipped.
     good = decoders == list(audio.other_decoders()) or not any(isinstance(clip, str) for clip in clips)
@@ -223,10 +227,11 @@ def write(beside: Path, done: list[int | str], decoded: Iterator[Decoded], count
                     clips.append(len(clip))
                     written += clip.nbytes
                 if written >= _COMMIT_BYTES:
-                    _commit(file, beside, decoders, clips, committed)
-                    committed, written = len(clips), 0
+                    # Counted first: what is interrupted in between may be listed not at all, but never twice.
+                    since, committed, written = committed, len(clips), 0
+                    _commit(file, beside, decoders, clips, since)
         finally:
-            if committed:
+            if 0 < committed < len(clips):
                 _commit(file, beside, decoders, clips, committed)
         file.flush()
         os.fsync(file.fileno())  # a power cut after the rename must not leave a pack of zeros
