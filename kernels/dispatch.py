@@ -8,6 +8,7 @@ overrides both, for tests and benchmarks; a backend asked for by name that canno
 import importlib
 import importlib.util
 import os
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -211,6 +212,8 @@ TABLE: dict[str, tuple[Backend, ...]] = {
 
 _fused = False
 _in_use: dict[str, str] = {}
+# Operation and backend -> what was loaded. No dict: torch.compile looks at a dict once, at an attribute when it is read.
+_functions = types.SimpleNamespace()
 
 
 def use_fused(fused: bool) -> None:
@@ -274,9 +277,20 @@ def choose(operation: str, tensor: torch.Tensor) -> Callable:
     """
     device = tensor.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
-    backend = select(operation, device, str(dtype).removeprefix("torch."))
+    return getattr(_functions, _chosen(operation, device, str(dtype).removeprefix("torch.")))
+
+
+def _chosen(operation, device, dtype):
+    """The name in `_functions` of what runs: a text, so that it can be a constant of compiled code."""
+    backend = select(operation, device, dtype)
     _in_use[operation] = backend.name
-    return backend.load()
+    name = f"{operation}_{backend.name}"
+    setattr(_functions, name, backend.load())
+    return name
+
+
+# torch.compiler.assume_constant_result, without importing the compiler: the choice is made once, when a call is traced.
+_chosen._dynamo_marked_constant = True
 
 
 def in_use() -> dict[str, str]:

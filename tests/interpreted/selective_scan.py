@@ -131,7 +131,8 @@ def pytest_generate_tests(metafunc):
 
 
 def test_output_and_gradients(B, L, E, two, reverse, dtype, guard, device):
-    compare(TYPES[dtype], guard, device, B, L, E, two=two, reverse=reverse, repeats=repeats(device))
+    draws = 3 if dtype != "float32" and L > 2 else 1  # as on a GPU: one draw finds the reference lucky in A's gradient
+    compare(TYPES[dtype], guard, device, B, L, E, two=two, reverse=reverse, repeats=repeats(device), draws=draws)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -524,7 +525,7 @@ def test_under_compile(device):
 
     given, factors = case(torch.float32, device, 2, 5, 20)
     given |= {n: t for n, t in conv_case(torch.float32, device, 2, 5, 20, 4)[0].items() if n != "u"}
-    got, wanted = (run(form, given, factors) for form in (torch.compile(both, fullgraph=False), both))
+    got, wanted = (run(form, given, factors) for form in (torch.compile(both, fullgraph=True), both))
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=1e-6)
 
