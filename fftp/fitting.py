@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from fftp.ast_model import AST
-from fftp.aum_model import AuM
+from fftp.ast_model import AST, ASTConfig
+from fftp.aum_model import AuM, AuMConfig
 from fftp.patching import PatchGrid
 
 
@@ -13,20 +13,26 @@ def fit(
     keep_head: bool,
     resize: Literal["pinv", "bilinear"] = "pinv",
 ) -> list[str]:
-    """Fill target, freshly initialised, with source's weights; returns what had to be changed, in words.
+    """Fill target, freshly initialised, with source's weights; returns `changes`.
 
     Positions are resized bilinearly with antialias and patch kernels by `resize` where the grids differ. Without keep_head
     target's own head stays as it was drawn. The models agree in all but grid and classes; source is used up.
     """
-    done = []
-    old, new = source.config.grid, target.config.grid
-    if new != old:
-        source.embed = source.embed.resized(new, resize)
-        done.append(f"embedding resized from {described(old)} to {described(new)}")
+    if target.config.grid != source.config.grid:
+        source.embed = source.embed.resized(target.config.grid, resize)
     if not keep_head:
         source.head = target.head
-        done.append(f"a new head of {target.config.classes} classes in place of {source.config.classes}")
     target.load_state_dict(source.state_dict())
+    return changes(source.config, target.config, keep_head)
+
+
+def changes(old: ASTConfig | AuMConfig, new: ASTConfig | AuMConfig, keep_head: bool) -> list[str]:
+    """What `fit` changes between models of these configurations, in words."""
+    done = []
+    if new.grid != old.grid:
+        done.append(f"embedding resized from {described(old.grid)} to {described(new.grid)}")
+    if not keep_head:
+        done.append(f"a new head of {new.classes} classes in place of {old.classes}")
     return done
 
 

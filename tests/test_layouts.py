@@ -240,7 +240,7 @@ def test_image_models_of_timm(labels, tmp_path, capsys):
         got = tokens
         for block in classifier.model.blocks:
             got = block(got)
-    assert largest(classifier.model.norm(got), wanted) < 1e-5
+        assert largest(classifier.model.norm(got), wanted) < 1e-5
     assert torch.equal(ours["blocks.0.fc1.weight"], classifier.model.blocks[0].fc1.weight)
 
 
