@@ -12,6 +12,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 import kernels
+from fftp.hub import Pretrained
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -96,7 +97,7 @@ class Block(nn.Module):
         return x + self.fc2(nnf.gelu(self.fc1(self.norm2(x))))
 
 
-class AST(nn.Module):
+class AST(nn.Module, Pretrained):
     """Normalised log-mel `[B, T, F]` to logits `[B, C]`."""
 
     def __init__(self, config: ASTConfig):

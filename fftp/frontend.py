@@ -41,6 +41,16 @@ class FrontEndSettings:
     def F(self) -> int:
         return self.fbank.n_mels
 
+    def windows(self, n: int) -> list[tuple[int, int]]:
+        """(start, end) in samples of the windows of a recording of n: end to end, the last one ending with the recording."""
+        W = self.clip_samples
+        if n <= W:
+            return [(0, n)]
+        starts = list(range(0, n - W + 1, W))
+        if starts[-1] + W < n:
+            starts.append(n - W)
+        return [(start, start + W) for start in starts]
+
 
 def _published(data: str, T: int, seconds: int) -> FrontEndSettings:
     mean, std = STATISTICS[data]
