@@ -28,5 +28,5 @@ def rms_norm(
     wide = torch.promote_types(stream.dtype, torch.float32)
     if dtype is None:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-    with torch.autocast(device, enabled=False):
+    with dispatch.unmixed(device):
         return dispatch.choose("rms_norm", stream)(x, residual, weight, eps, dtype, wide)

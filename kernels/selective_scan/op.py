@@ -43,7 +43,7 @@ def selective_scan(
     _check(u, A, wanted)
     if L == 0 or S == 0:
         raise ValueError(f"the scan needs at least one token and one state, got L={L} and S={S}")
-    with torch.autocast(u.device.type, enabled=False):
+    with dispatch.unmixed(u.device.type):
         scan = dispatch.choose("selective_scan", u)
         return scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
 
@@ -78,7 +78,7 @@ def selective_scan_step(
         "state": (state, (batch, E, S)),
     }
     _check(u, A, wanted)
-    with torch.autocast(u.device.type, enabled=False):
+    with dispatch.unmixed(u.device.type):
         return reference.selective_scan_step(u, delta, A, B, C, D, z, delta_bias, state)
 
 
