@@ -73,6 +73,8 @@ def convert(source: Path, options: Options) -> tuple[AST | AuM, checkpoint.Check
     """
     path, said = layouts.read_folder(source) if source.is_dir() else (source, layouts.Said())
     config, weights, image = load(path, _hints(options, said))
+    if said.eps is not None:
+        config = replace(config, eps=said.eps)
     old = config.grid
     if image and not options.labels:
         raise UserError(f"{path} is an image model, whose head knows no sounds: name your classes by --labels FILE.")

@@ -10,7 +10,7 @@ import pytest
 
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
-from fftp import convert
+from fftp import convert, export
 from kernels import ranges
 from tests import runs
 from train import reproduce, settings
@@ -185,7 +185,7 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, reproduce.Options)
+        for options in (convert.Options, export.Options, reproduce.Options)
         for field in fields(options)
     }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}

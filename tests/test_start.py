@@ -51,6 +51,17 @@ def test_weights_as_they_are(source):
     assert start.line(task.began_from) == f"begins from {source}: weights as they are"
 
 
+def test_the_eps_of_the_norms_comes_along(source, tmp_path):
+    """As a converted checkpoint of transformers has it; no flag names it."""
+    folder = shutil.copytree(source, tmp_path / "eps")
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["eps"] = 1e-12
+    (folder / "config.json").write_text(json.dumps(config))
+    task = task_of(init=str(folder))
+    assert (task.config.model.eps, task.model.blocks[0].norm1.eps, task.model.head_norm.eps) == (1e-12, 1e-12, 1e-12)
+    assert task_of(init=str(source)).model.head_norm.eps == 1e-5
+
+
 def test_other_classes_have_a_new_head(relabelled):
     """Drawn by the seed, as a run from nothing would draw it."""
     task, held, plain = task_of(init=str(relabelled)), weights(relabelled), task_of().model.state_dict()

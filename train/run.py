@@ -214,7 +214,9 @@ def model_of(wanted: Settings, classes: int) -> ast_model.ASTConfig | aum_model.
 
 def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
     """Model, front end and feeds."""
-    model = model_of(wanted, len(packed.classes))
+    model, begun = model_of(wanted, len(packed.classes)), resolved.get("init")
+    if begun:
+        model = start.adopted(model, begun)
     level = {"mean": resolved["mean"], "std": resolved["std"]}
     config = checkpoint.CheckpointConfig(
         model=model,
@@ -226,7 +228,7 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
         settings=settings.to_dict(wanted),
     )
     torch.manual_seed(wanted.seed)  # initial weights are drawn on the CPU: the same on every device
-    network, begun = config.build(), resolved.get("init")
+    network = config.build()
     if begun:
         start.fill(network, wanted.init, config.labels, begun, out)
     network = network.to(device)

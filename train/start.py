@@ -1,7 +1,7 @@
 """What a run begins from: another checkpoint's weights, fitted to the run's own model (`--init`)."""
 
 import hashlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from fftp.errors import UserError
 
 Config = ast_model.ASTConfig | aum_model.AuMConfig
 _NAMES = {ast_model.ASTConfig: "AST", aum_model.AuMConfig: "AuM"}
-_FITTED = ("grid", "classes")  # may differ: positions and kernels are resized, the head is replaced
+# May differ: positions and kernels are resized, the head is replaced, and the eps of the norms is the checkpoint's.
+_FITTED = ("grid", "classes", "eps")
 
 
 def check(path: str, asked: Config) -> None:
@@ -37,9 +38,15 @@ def about(path: str, asked: Config, labels: tuple[str, ...]) -> dict[str, Any]:
     return {
         "checkpoint": path,
         "digest": _digest(folder),
+        "eps": getattr(config.model, "eps", None),
         "changes": fitting.changes(config.model, asked, config.labels == labels),
         "cost": fitting.cost(config.model.grid, asked.grid),
     }
+
+
+def adopted(asked: Config, begun: dict[str, Any]) -> Config:
+    """The run's model with what it takes over from the checkpoint besides weights: the eps of its norms."""
+    return asked if begun["eps"] is None else replace(asked, eps=begun["eps"])
 
 
 def fill(network: torch.nn.Module, path: str, labels: tuple[str, ...], begun: dict[str, Any], out: Path) -> None:
