@@ -27,6 +27,10 @@ def _always(device: str, dtype: str) -> str | None:
     return None
 
 
+def _exported(device: str, dtype: str) -> str | None:
+    return "it is one loop of a graph, for which fftp.export alone asks"
+
+
 def _cpu_float32(device: str, dtype: str) -> str | None:
     if device != "cpu":
         return f"it is written for the CPU's caches; the tensors are on {device}"
@@ -125,9 +129,6 @@ def _load(path: str) -> Callable:
     return getattr(importlib.import_module(module), function)
 
 
-_EXPORTED = dict.fromkeys(
-    ("cpu", "cuda"), "it is one loop in a graph, for fftp.export, and slower than the reference here"
-)
 _INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
@@ -204,7 +205,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         ),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
-        Backend("loop", "kernels.selective_scan.loop:selective_scan", _always, _EXPORTED),
+        Backend("loop", "kernels.selective_scan.loop:selective_scan", _exported),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
@@ -308,7 +309,8 @@ def unmixed(device: str) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def plain(**named: str) -> Iterator[None]:
-    """In here the references run, and for each operation named the backend of that name, whatever else was asked for."""
+    """In here the references run, and for each operation named the backend of that name, whatever else was asked for and
+    whatever it refuses."""
     global _plain
     before, _plain = _plain, named
     try:
