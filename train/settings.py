@@ -316,18 +316,31 @@ def read_recipe(name: str, data: str | None = None) -> dict[str, Any]:
 
     Without a name it is the data set's default. Raises UserError for an unknown one or a key that is no setting.
     """
-    path = _recipe_path(name, data or Settings.data, named=bool(name))
+    values = _read(_recipe_path(name, data or Settings.data, named=bool(name)))
+    if data is not None and values.get("data", data) != data:
+        raise UserError(f"The recipe {name!r} is for --data {values['data']}, not {data}: give one of the two.")
+    return {"data": data, **values} if data else values
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe's file over those of the recipe that it names as its `base`, where it has one."""
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The recipe {path} is not TOML ({error}): mend the line it names.") from None
+    base = values.pop("base", "")
     for key, value in values.items():
         if key not in _FIELDS:
             raise UserError(f"The recipe {path} sets {key!r}, which is no setting{_nearest(key, list(_FIELDS))}")
         _check_value(f"The recipe {path}: {key}", key, value)
-    if data is not None and values.get("data", data) != data:
-        raise UserError(f"The recipe {name!r} is for --data {values['data']}, not {data}: give one of the two.")
-    return {"data": data, **values} if data else values
+    if not isinstance(base, str):
+        raise UserError(f"The recipe {path}: base takes a recipe's name, not {base!r}.")
+    if not base:
+        return values
+    under = _recipe_path(base, values.get("data", Settings.data), named=True)
+    if under in (path, *above):
+        raise UserError(f"The recipe {path} is its own base: name another one, or leave base out.")
+    return _read(under, (path, *above)) | values
 
 
 def _recipe_path(name: str, data: str, named: bool) -> Path:
