@@ -7,7 +7,9 @@ import torch
 
 from kernels.native import Library
 
-LIBRARY = Library(Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients"))
+LIBRARY = Library(
+    Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients")
+)
 TASK_ROWS = 64  # native.c's
 TYPES = (torch.float32, torch.bfloat16)  # of x and of what comes out; others go through float32
 
