@@ -50,7 +50,7 @@ class Options:
     dry_run: bool = False
     """List what would run and how long it will take, judged by a few steps of each system."""
     out: str = ""
-    """Folder of the runs; default: one under runs/ that the data and size name."""
+    """Folder of the runs; default: one under runs/ that the data and the edition or size name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if options.seeds < 1 or options.epochs < 0:
             raise UserError("--seeds is 1 or more, and --epochs 0 (the recipe's) or more.")
-        out = Path(options.out or f"runs/reproduce-{options.data}-{options.size}")
+        kind = options.size if options.edition == "paper" else options.edition
+        out = Path(options.out or f"runs/reproduce-{options.data}-{kind}")
         plan = plan_of(table, options, tuple(extra), out)
         if options.dry_run:
             dry_run(plan)
