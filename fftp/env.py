@@ -213,6 +213,7 @@ def _cases(device):
     def norm(x, residual, weight):
         return torch.cat(kernels.rms_norm(x, residual, weight, 1e-5))
 
+    yield "gelu", kernels.gelu, [3 * made(2, 19, 24), made(24)]
     yield "rms_norm", norm, [made(2, 19, 24), made(2, 19, 24), made(24)]
 
 

@@ -153,7 +153,8 @@ static void NAME(gelu)(const void *job, int64_t task, float *scratch)
         NAME(rows)(w, first, last, (VEC *)scratch, 0);
 }
 
-FN void NAME(slopes)(const struct gradients *w, const float *table, const VEC *bias, VEC *sum, int64_t at, int64_t n, int64_t narrow)
+FN void NAME(slopes)(const struct gradients *w, const float *table, const VEC *bias, VEC *sum, int64_t at, int64_t n,
+                     int64_t narrow)
 {
     VEC z[2], d[2];
     NAME(load_two)(z, w->x, at, n, narrow);
