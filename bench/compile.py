@@ -57,6 +57,7 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _waveform_cases()
     yield from _fbank_cases()
     yield from _rms_norm_cases()
+    yield from _gelu_cases()
     yield from _selective_scan_cases(arch)
     yield from _chunked_scan_cases(arch)
 
@@ -280,6 +281,29 @@ def _rms_norm_cases():
                     options={"num_warps": kernel.WARPS},
                     tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
                 )
+
+
+def _gelu_cases():
+    from kernels.gelu import kernel
+
+    rows, columns = kernel.BLOCK
+    for name, function in (("gelu", kernel._forward_kernel), ("gelu backward", kernel._backward_kernel)):
+        for biased, dtype in ((True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")):
+            constants = {"BIAS": biased, "INTERPRETED": False, "BLOCK_R": rows, "BLOCK_D": columns}
+            pointers = dict.fromkeys(_pointers(function), f"*{dtype}") | {
+                "bias_ptr": "*fp32" if biased else f"*{dtype}"
+            }
+            pointers |= {"partial_ptr": "*fp32"} if name == "gelu backward" else {}
+            yield Case(
+                kernel=name,
+                config=f"{dtype}{'' if biased else ', no bias'}",
+                function=function,
+                types=_numbers(function, constants) | pointers,
+                constants=constants,
+                divisible=("D",),
+                options={"num_warps": kernel.WARPS},
+                tile=f"{rows}x{columns}, {kernel.WARPS} warps",
+            )
 
 
 def _selective_scan_cases(arch):

@@ -59,7 +59,7 @@ def instruction_set() -> str | None:
     """The one that operations in C use, in words; None where no library is built that they can use."""
     libraries = (
         importlib.import_module(f"kernels.{name}.native").LIBRARY
-        for name in ("waveform", "fbank", "rms_norm", "selective_scan")
+        for name in ("waveform", "fbank", "gelu", "rms_norm", "selective_scan")
     )
     return next((library.instruction_set() for library in libraries if library.refuses() is None), None)
 
@@ -213,6 +213,7 @@ def _cases(device):
     def norm(x, residual, weight):
         return torch.cat(kernels.rms_norm(x, residual, weight, 1e-5))
 
+    yield "gelu", kernels.gelu, [3 * made(2, 19, 24), made(24)]
     yield "rms_norm", norm, [made(2, 19, 24), made(2, 19, 24), made(24)]
 
 

@@ -5,6 +5,7 @@
 
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
+from kernels.gelu import gelu
 from kernels.patch_embed import patch_embed
 from kernels.rms_norm import rms_norm
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
@@ -21,6 +22,7 @@ __all__ = [
     "draw_spec_augment",
     "draw_spec_mask",
     "fbank",
+    "gelu",
     "normalise",
     "paint",
     "patch_embed",
