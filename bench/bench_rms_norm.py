@@ -7,7 +7,7 @@ import torch
 import kernels
 from bench.measure import Case, compiled, holds
 from kernels import dispatch
-from kernels.rms_norm import reference
+from kernels.norm import reference
 
 EPS = 1e-5
 
