@@ -4,13 +4,16 @@
 #define FN static inline __attribute__((always_inline, unused))
 #define VEC NAME(vec)
 
-/* A block for each vector of D numbers: those at i .. i + n - 1. n is the constant LANES but for the last. */
+/* A block for each vector of D numbers: those at i .. i + n - 1. n is the constant LANES but for the last, whose calls of
+   memcpy stay out of the loop: sums would be kept in memory across them. */
 #define EACH_VECTOR(D, ...)                                                                                            \
-    for (int64_t i = 0; i < (D); i += LANES) {                                                                         \
-        if ((D) - i >= LANES) {                                                                                        \
+    {                                                                                                                  \
+        int64_t i = 0;                                                                                                 \
+        for (; (D) - i >= LANES; i += LANES) {                                                                         \
             enum { n = LANES };                                                                                        \
             __VA_ARGS__                                                                                                \
-        } else {                                                                                                       \
+        }                                                                                                              \
+        if (i < (D)) {                                                                                                 \
             const int64_t n = (D) - i;                                                                                 \
             __VA_ARGS__                                                                                                \
         }                                                                                                              \
