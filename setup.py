@@ -42,7 +42,7 @@ setup(
         library("kernels/attention", "../native.h"),
         library("kernels/fbank", "native_lanes.h", "../native.h"),
         library("kernels/gelu", "native_lanes.h", "../lanes.h", "../native.h"),
-        library("kernels/rms_norm", "native_lanes.h", "../lanes.h", "../native.h"),
+        library("kernels/norm", "native_lanes.h", "../lanes.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),
         library("kernels/selective_scan", "native_body.h", contract="fast"),
     ],

@@ -6,8 +6,8 @@
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.gelu import gelu
+from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
-from kernels.rms_norm import rms_norm
 from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
 from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
@@ -23,6 +23,7 @@ __all__ = [
     "draw_spec_mask",
     "fbank",
     "gelu",
+    "layer_norm",
     "normalise",
     "paint",
     "patch_embed",
