@@ -53,7 +53,7 @@ class ASTConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; rows of qkv are q, k, v, each head by head."""
+    """Multi-head self-attention; rows of qkv are q, k, v, each head by head. The last bias is left for the next norm to add."""
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -64,13 +64,13 @@ class Attention(nn.Module):
     def forward(self, x, rows: int | None = None):
         """rows: what only the first so many tokens see; all tokens are looked at."""
         if rows is None:
-            return self.proj(kernels.attention(self.qkv(x), self.heads))
+            return nnf.linear(kernels.attention(self.qkv(x), self.heads), self.proj.weight)
         B, _, D = x.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
         k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = sdpa(q, k, v)  # (B, H, rows, D / H)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return nnf.linear(out.transpose(1, 2).flatten(2), self.proj.weight)
 
     def weights(self, x):
         """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what is never written down otherwise."""
@@ -79,8 +79,16 @@ class Attention(nn.Module):
         return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
 
 
+def norm(layer: nn.LayerNorm, x, residual=None, bias=None, dtype=None):
+    """(`layer` of the sum of x, residual and bias; the sum in float32), in one pass: as `kernels.layer_norm`."""
+    return kernels.layer_norm(x, residual, bias, layer.weight, layer.bias, layer.eps, dtype)
+
+
 class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU."""
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU.
+
+    Tokens go from block to block as x, residual and bias, `[B, L, D]` or `[D]`, whose sum they are: the next norm takes it.
+    """
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -90,10 +98,13 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(D, 4 * D)
         self.fc2 = nn.Linear(4 * D, D)
 
-    def forward(self, x, rows: int | None = None):
+    def forward(self, x, residual=None, bias=None, rows: int | None = None):
         """rows: the first so many tokens of the result alone, `[B, rows, D]`: what a last block is asked for."""
-        x = x[:, :rows] + self.attention(self.norm1(x), rows)
-        return x + self.fc2(nnf.gelu(self.fc1(self.norm2(x))))
+        x, residual = norm(self.norm1, x, residual, bias)
+        x = self.attention(x, rows)
+        x, residual = norm(self.norm2, x, residual[:, :rows], self.attention.proj.bias)
+        x = kernels.gelu(nnf.linear(x, self.fc1.weight), self.fc1.bias)
+        return nnf.linear(x, self.fc2.weight), residual, self.fc2.bias
 
 
 class AST(nn.Module):
@@ -125,12 +136,13 @@ class AST(nn.Module):
 
     def features(self, log_mel: torch.Tensor) -> torch.Tensor:
         """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens."""
-        x = self.embed(log_mel)
+        stream = (self.embed(log_mel),)
         with ranges.range("encoder"):
             for block in self.blocks[:-1]:
-                x = block(x)
-            x = self.blocks[-1](x, self.config.tokens)
-        return self.norm(x).mean(1)
+                stream = block(*stream)
+            stream = self.blocks[-1](*stream, rows=self.config.tokens)
+        x, residual, bias = stream
+        return norm(self.norm, x, residual, bias, residual.dtype)[0].mean(1)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, D]` to logits `[B, C]`."""
@@ -142,10 +154,10 @@ class AST(nn.Module):
 
     def attentions(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
         """Each block's attention, `[B, H, L, L]`."""
-        x, seen = self.embed(log_mel), []
+        stream, seen = (self.embed(log_mel),), []
         for block in self.blocks:
-            seen.append(block.attention.weights(block.norm1(x)))
-            x = block(x)
+            seen.append(block.attention.weights(norm(block.norm1, *stream)[0]))
+            stream = block(*stream)
         return seen
 
     def undecayed(self) -> set[str]:
