@@ -7,7 +7,7 @@ With a = |z|: Phi(-a) = exp(-a^2 / 2) m(a), gelu(z) = max(z, 0) - a Phi(-a), and
 import triton
 import triton.language as tl
 
-from kernels.rms_norm.kernel import _load, _store
+from kernels.norm.kernel import _load, _store
 
 # Rows and columns of a program's block, and its warps: 16 numbers a thread (32 spill on sm_100). Not measured.
 BLOCK, WARPS = (8, 256), 4
