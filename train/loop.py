@@ -156,5 +156,11 @@ class Trainer:
         state.save(task.out / "last", task.model, task.config, self.plain.optimiser, self.averages, self.progress)
 
     @property
+    def reached(self) -> bool:
+        """Whether an epoch's validation has reached settings.until_accuracy, where there is one."""
+        mark, best = self.task.settings.until_accuracy, self.progress["best"]
+        return bool(mark) and best is not None and best["score"] >= mark
+
+    @property
     def done(self) -> bool:
-        return self.progress["epoch"] >= self.epochs
+        return self.reached or self.progress["epoch"] >= self.epochs

@@ -102,6 +102,9 @@ class Settings(AugmentSettings):
     epochs: int = 10
     max_steps: int = 0
     """Stop after so many steps, with the schedule shortened to them; 0 is all epochs."""
+    until_accuracy: float = 0.0
+    """Stop after the epoch whose validation reaches this accuracy (mAP where a clip may have several labels), a share of 1,
+    and test; the schedule stays that of all epochs. 0 is off."""
     batch_size: int = 128
     """Clips of a step, over all processes and micro-batches."""
     accumulate: int = 1
@@ -175,6 +178,7 @@ class Settings(AugmentSettings):
             "mask_full_share",
             "label_smoothing",
             "validation_share",
+            "until_accuracy",
             "lr_end",
             "step_factor",
             "device_memory_share",
@@ -196,6 +200,11 @@ class Settings(AugmentSettings):
             raise UserError("--mean and --std go together, and --std is above 0: give both or neither.")
         if self.label_smoothing and (self.loss == "bce" or (self.loss == "auto" and self.multi_label)):
             raise UserError("--label-smoothing works with cross-entropy alone: leave it out, or take --loss ce.")
+        if self.until_accuracy and self.average_last:
+            raise UserError(
+                "--average-last needs to know which epochs are the last, and --until-accuracy does not: leave one out, "
+                "or take --average-decay."
+            )
 
 
 def _require(settings, name, good, range_):
