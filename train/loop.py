@@ -69,7 +69,7 @@ class Trainer:
         parallel.first(lambda: checkpoint.recover(folder))
         if not folder.is_dir():
             return False
-        restored = (folder, self.task.model, self.plain.optimiser, self.averages)
+        restored = (folder, self.task.model, self.plain.optimiser, self.averages, self.plain.average)
         self.progress = parallel.together(lambda: state.restore(*restored))
         return True
 
@@ -102,7 +102,9 @@ class Trainer:
             kept = range(every - 1 - first % every, len(steps), every)
             line["losses"] = {str(first + i + 1): float(losses[i]) for i in kept}
         if self.task.validation is not None:
-            line |= {f"validation_{k}": v for k, v in evaluate(self.task, self.task.validation)[0].items()}
+            with self.plain.evaluated():
+                figures, _, _ = evaluate(self.task, self.task.validation)
+            line |= {f"validation_{name}": value for name, value in figures.items()}
         self.progress["seconds"] += time.perf_counter() - started
         line["seconds"] = self.progress["seconds"]
         self._keep(line)
@@ -151,9 +153,10 @@ class Trainer:
         """Write best/ where the epoch is the best so far, and last/; a kill between the two repeats the epoch."""
         task = self.task
         if better:
-            with checkpoint.replacing(task.out / "best") as beside:
+            with checkpoint.replacing(task.out / "best") as beside, self.plain.evaluated():
                 checkpoint.save(beside, task.model, task.config)
-        state.save(task.out / "last", task.model, task.config, self.plain.optimiser, self.averages, self.progress)
+        kept = (self.plain.optimiser, self.averages, self.plain.average, self.progress)
+        state.save(task.out / "last", task.model, task.config, *kept)
 
     @property
     def reached(self) -> bool:

@@ -387,9 +387,8 @@ def epoch_line(line: dict, epochs: int) -> str:
 
 def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
     """Evaluate the reported epoch on the test split, draw the pictures, and write result.json; returns its content."""
-    best = trainer.progress["best"]
-    if best:
-        checkpoint.load_weights(task.model, task.out / "best" / "model.safetensors")
+    reported = "best" if trainer.progress["best"] else "last"
+    checkpoint.load_weights(task.model, task.out / reported / "model.safetensors")
     test = Feed(task.train.source, packed.indices("test"), task.train.front_end)
     measured, scores, targets = loop.evaluate(task, test)
     averaged = None

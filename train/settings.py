@@ -137,6 +137,9 @@ class Settings(AugmentSettings):
     """Keep the training loss of every so many steps in metrics.jsonl, by step; 0 keeps none."""
     average_last: int = 0
     """Also evaluate the mean of the weights of the last so many epochs."""
+    average_decay: float = 0.0
+    """Evaluate and keep a moving average of the weights, this share of it from step to step (less in the first ones); 0 is
+    off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 where the processor has instructions for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -186,7 +189,7 @@ class Settings(AugmentSettings):
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in (n for n, value in vars(self).items() if isinstance(value, float)):
             _require(self, name, math.isfinite(getattr(self, name)), "a finite number")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "average_decay"):
             _require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         _require(self, "mask_snap", self.mask_snap <= self.frames, f"at most the {self.frames} frames of --frames")
         _require(self, "lr", self.lr > 0, "above 0")
