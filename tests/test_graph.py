@@ -25,6 +25,9 @@ ALL = {
     "gain_db": 6.0,
     "seed": 5,
     "average_decay": 0.3,
+    "shift_ms": 80,
+    "speed": 0.1,
+    "background": 0.7,
 }
 
 

@@ -1,4 +1,7 @@
-"""From indices of clips to the model's input: gather, mixup, log-mel, masks, noise. Everything keyed, nothing stateful."""
+"""From indices of clips to the model's input: gather, mixup, perturbation, log-mel, masks, noise.
+
+Everything keyed, nothing stateful.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -93,6 +96,8 @@ class Feed:
             targets = weight[:, None] * targets + (1 - weight[:, None]) * clips.labels[B:]
         with ranges.range("front end"):
             waveform = kernels.waveforms(clips.samples, start, length, self.W, augment.gain(epoch, ticket), partner)
+            rate = self.front_end.settings.fbank.sample_rate
+            waveform = augment.perturbed(waveform, length, rate, epoch, ticket)
             roll = augment.roll(epoch, ticket)
             log_mel = self.front_end.log_mel(waveform, length, roll, centred=True)
         with ranges.range("mask"):

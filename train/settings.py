@@ -176,8 +176,16 @@ class Settings(AugmentSettings):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
+        _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
+        if self.background_snr_min > self.background_snr_max:
+            raise UserError(
+                f"--background-snr-min {self.background_snr_min} is above --background-snr-max {self.background_snr_max}: "
+                "exchange them."
+            )
         for name in (
             "mixup",
+            "background",
             "mask_full_share",
             "label_smoothing",
             "validation_share",
