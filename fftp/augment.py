@@ -13,6 +13,7 @@ import torch
 
 import kernels
 from fftp import perturb
+from fftp.patching import PatchGrid, least_covered
 from kernels import draws
 
 
@@ -45,13 +46,14 @@ class AugmentSettings:
     background: float = 0.0  # probability that white, pink or brown noise is added to a waveform
     background_snr_min: float = 5.0  # clip over background noise, dB, at least
     background_snr_max: float = 30.0  # and at most
+    keep_tokens: int = 0  # patches that training's encoder takes, those that masks cover least; 0 is all
 
 
 class Augment:
-    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel."""
+    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept`."""
 
-    def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int):
-        self.settings, self.seed, self.T, self.F = settings, seed, T, F
+    def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int, grid: PatchGrid | None = None):
+        self.settings, self.seed, self.T, self.F, self.grid = settings, seed, T, F, grid
         self._noise = torch.from_numpy(draws.coloured_noise(seed)) if settings.background else None
 
     def mixup(self, epoch: int, tickets: torch.Tensor, n: int):
@@ -118,16 +120,22 @@ class Augment:
         epoch: int,
         tickets: torch.Tensor,
         roll: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place.
+    ) -> torch.Tensor | None:
+        """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place; returns their rectangles, or None.
 
         roll: how far the clips have been rolled, so that a mean over valid frames finds them.
         """
         augment = self.settings.augment
-        if augment != "none":
-            apply = {"specaugment": kernels.apply_spec_augment, "specmask": kernels.apply_spec_mask}[augment]
-            apply(log_mel, self.fill(log_mel, valid_frames, roll), self.seed, epoch, tickets, **self._sizes())
-        return log_mel
+        if augment == "none":
+            return None
+        apply = {"specaugment": kernels.apply_spec_augment, "specmask": kernels.apply_spec_mask}[augment]
+        fill = self.fill(log_mel, valid_frames, roll)
+        return apply(log_mel, fill, self.seed, epoch, tickets, **self._sizes())[0]
+
+    def kept(self, rectangles: torch.Tensor | None) -> torch.Tensor | None:
+        """The patches `[B, K]` that go through the encoder, as `least_covered`, or None for all."""
+        K = self.settings.keep_tokens
+        return least_covered(rectangles, self.grid, K) if K else None
 
     def noise(self, epoch: int, tickets: torch.Tensor) -> tuple[int, int, torch.Tensor] | None:
         """What `FrontEnd.normalise` takes to add the noise, or None."""

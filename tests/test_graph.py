@@ -28,6 +28,7 @@ ALL = {
     "shift_ms": 80,
     "speed": 0.1,
     "background": 0.7,
+    "keep_tokens": 2,
 }
 
 

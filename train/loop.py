@@ -87,6 +87,7 @@ class Trainer:
         losses = losses.cpu()
         seconds = time.perf_counter() - started
         rate, model = len(steps) * self.order.batch_size / seconds, self.task.config.model
+        kept = self.task.settings.keep_tokens or None
         line = {
             "epoch": number + 1,
             "step": first + len(steps),
@@ -96,7 +97,7 @@ class Trainer:
             "lr": step.learning_rate(self.task.settings, first + len(steps) - 1, self.total),
             "samples_per_second": rate,
             "step_ms": 1000 * seconds / len(steps),
-            "tflops": rate * STEP_FLOPS * (model.macs().all - model.spared()) / 1e12,
+            "tflops": rate * STEP_FLOPS * (model.macs(kept).all - model.spared(kept)) / 1e12,
         }
         if every := self.task.settings.log_every:
             kept = range(every - 1 - first % every, len(steps), every)

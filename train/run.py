@@ -160,13 +160,16 @@ def begin(task: Task, resolved: dict[str, Any]) -> None:
 
 
 def check_geometry(wanted: Settings) -> PatchGrid:
-    """The run's patch grid. Raises UserError when the patch does not fit."""
+    """The run's patch grid. Raises UserError when the patch does not fit, or fewer patches are there than are to be kept."""
     square = wanted.patch == "square"
     pt = wanted.patch_time or (16 if square else 10)
     pf = (wanted.patch_freq or 16) if square else wanted.mels
     st = wanted.time_stride or (pt if square else 4)
     sf = (wanted.freq_stride or pf) if square else wanted.mels
-    return PatchGrid(T=wanted.frames, F=wanted.mels, pt=pt, pf=pf, st=st, sf=sf)
+    grid = PatchGrid(T=wanted.frames, F=wanted.mels, pt=pt, pf=pf, st=st, sf=sf)
+    if wanted.keep_tokens > grid.N:
+        raise UserError(f"--keep-tokens {wanted.keep_tokens}: there are {grid.N} patches, take as many or fewer.")
+    return grid
 
 
 def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, Any]:
@@ -293,6 +296,7 @@ def announce(task: Task, packed: Pack) -> None:
     print(
         f"{name}-{s.size}, {config.model.depth} layers: {parameters / 1e6:.2f} M parameters, "
         f"{config.model.macs().all / 1e9:.3f} GMAC a clip, {grid.N} patches ({shape}), mask {s.augment}"
+        + (f", {s.keep_tokens} patches in training" if s.keep_tokens else "")
     )
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"

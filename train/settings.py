@@ -172,10 +172,16 @@ class Settings(AugmentSettings):
             "mask_area",
             "log_every",
             "step_from",
+            "keep_tokens",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
+        if self.keep_tokens and self.augment == "none":
+            raise UserError(
+                "--keep-tokens keeps the patches that masks cover least: add --augment specmask or specaugment, or leave it "
+                "out."
+            )
         _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
         _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
         if self.background_snr_min > self.background_snr_max:

@@ -111,7 +111,7 @@ class Step:
         self.task, self.total, self.clips, self.parts = task, total, order.batch_size, s.accumulate
         check_parts(self.clips, self.parts)
         grid = task.config.model.grid
-        self.augment = Augment(s, s.seed, grid.T, grid.F)
+        self.augment = Augment(s, s.seed, grid.T, grid.F, grid)
         self.forward = parallel.shared(task.model, device)
         # The CPU's AdamW takes the rate as a float64, as it would take a number; CUDA's as a float32.
         self.rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
@@ -172,7 +172,7 @@ class Step:
         """Add a micro-batch's gradients; returns its part of the loss, detached."""
         task = self.task
         with autocast(task):
-            logits = self.forward(batch.log_mel)
+            logits = self.forward(batch.log_mel, batch.keep)
         loss = loss_of(logits, batch.targets, task.settings, task.config.multi_label)
         loss = loss * (len(batch.targets) / self.clips)
         with ranges.range("backward"):
