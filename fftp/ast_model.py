@@ -41,15 +41,19 @@ class ASTConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
 
-    def macs(self) -> Macs:
-        """Multiply-accumulates of one clip, all blocks whole. What is run is less by `spared`."""
-        D, L = self.dim, self.grid.N + self.tokens
+    def macs(self, kept: int | None = None) -> Macs:
+        """Multiply-accumulates of one clip, all blocks whole. What is run is less by `spared`.
+
+        kept: patches that go through the encoder, where it is not all of them.
+        """
+        D, L = self.dim, (kept or self.grid.N) + self.tokens
         paper = self.grid.embed_macs(D) + self.depth * 12 * L * D * D + D * self.classes
         return Macs(paper, paper + self.depth * 2 * L * L * D)
 
-    def spared(self) -> int:
+    def spared(self, kept: int | None = None) -> int:
         """Multiply-accumulates of `macs().all` that no result depends on: the last block's, for all but the class tokens."""
-        return self.grid.N * (10 * self.dim**2 + 2 * (self.grid.N + self.tokens) * self.dim)
+        N = kept or self.grid.N
+        return N * (10 * self.dim**2 + 2 * (N + self.tokens) * self.dim)
 
 
 class Attention(nn.Module):
@@ -134,9 +138,12 @@ class AST(nn.Module):
         if self.embed.position is not None:
             nn.init.normal_(self.embed.position, std=0.02)
 
-    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens."""
-        stream = (self.embed(log_mel),)
+    def features(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens.
+
+        keep: int64 `[B, K]`, ascending, the patches that go through the encoder; without it all do.
+        """
+        stream = (self.embed(log_mel, keep=keep),)
         with ranges.range("encoder"):
             for block in self.blocks[:-1]:
                 stream = block(*stream)
@@ -149,8 +156,8 @@ class AST(nn.Module):
         with ranges.range("head"):
             return self.head(self.head_norm(features))
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(log_mel))
+    def forward(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.classify(self.features(log_mel, keep))
 
     def attentions(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
         """Each block's attention, `[B, H, L, L]`."""

@@ -109,7 +109,10 @@ def test_out_folder_and_result(tmp_path, capsys):
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert set(result["validation"]) == set(result["metrics"])
     front = {"waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed"}
-    assert set(result["backends"]) == front | {"layer_norm", "gelu"}  # the one block has its class tokens to ask for alone
+    assert set(result["backends"]) == front | {
+        "layer_norm",
+        "gelu",
+    }  # the one block has its class tokens to ask for alone
     assert set(result["backends"].values()) == {"reference"}
     assert result["parameters"] == sum(p.numel() for p in checkpoint.load(out)[0].parameters())
     assert result["macs"]["all"] > result["macs"]["paper"] > 1e6
