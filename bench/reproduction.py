@@ -42,7 +42,7 @@ def page(lines: Callable[[str], list[dict]]) -> str:
     sections = []
     for title, data, laptop in SECTIONS:
         some = [row for row in rows if row["case"]["data"] == data and _laptop(row) == laptop]
-        parts = [part for part in (_systems(some), _pairs(some), _sweep(some)) if part]
+        parts = [part for part in (_systems(some), _pairs(some), _sweep(some), _ablation(some)) if part]
         sections += [f"### {title}", _about(some), *parts] if parts else []
     return "\n\n".join(sections) or "No run has been collected yet."
 
@@ -146,16 +146,36 @@ def _sweep(rows: list[dict]) -> str:
     return "The sweep, one seed, judged on the validation list:\n\n" + tables.markdown(head, table)
 
 
+def _ablation(rows: list[dict]) -> str:
+    """Each ingredient beside the run without any, seed by seed."""
+    plain, *added = papers.systems("ablation", laptop=True)
+    ours = {system: [row for row in rows if row["system"] == system.key] for system in (plain, *added)}
+    table = []
+    for system in (s for s in (plain, *added) if ours[s]):
+        scores = [100 * row["metrics"][SCORE] for row in ours[system]]
+        gains = differences(rows, _name(ours[system][0]), plain.key.removeprefix(papers.LAPTOP))
+        ahead = f"{statistics.mean(gains):+.1f}" if gains and system is not plain else ""
+        table.append([system.name, str(len(scores)), _spread(scores), ahead, f"{_step(ours[system]):.0f}"])
+    if not table:
+        return ""
+    head = ["S3 for three epochs, and", "runs", "balanced, %", "ahead of nothing added", "ms a step"]
+    return "What each ingredient of `speechcommands/best` gives alone:\n\n" + tables.markdown(head, table)
+
+
+def _step(rows: list[dict]) -> float:
+    return min(row["step_ms"] for row in rows)
+
+
 def shown(rows: list[dict]) -> list[dict]:
     """What the learning curves are drawn from: Table I's systems and controls on words."""
-    names = {system.recipe for system in (*papers.TABLE1, *papers.CONTROLS)}
+    names = {system.key for system in (*papers.TABLE1, *papers.CONTROLS)}
     return [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and _name(r) in names]
 
 
 def with_patches(rows: list[dict]) -> list[dict]:
     """What the plot against patches is drawn from: the same and Table II's rows, of AST."""
     some = [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and r["case"]["model"] == "ast"]
-    return [r for r in some if "lr" not in r["system"]]  # without the sweep
+    return [r for r in some if "-epochs-" not in r["system"]]  # without the sweep and the ablation
 
 
 def curves(drawn, rows: list[dict]) -> None:

@@ -78,6 +78,7 @@ LAPTOP = {
     ("table1", "speechcommands"): [64, 30, 30, 64, 30, 30],
     ("controls", "speechcommands"): [64, 30, 30, 64, 64, 30],
     ("sweep", "speechcommands"): [64, 64, 64, 30, 30, 30],
+    ("ablation", "speechcommands"): [30] * len(tables.ABLATION),
     ("table2", "speechcommands"): [144, 8, 21, 30, 60, 119],
     ("table1", "folder"): [256, 51, 51, 256, 126, 126],
 }
@@ -89,15 +90,28 @@ def test_systems_of_the_size_of_two_cores(table, data):
     assert [train_run.check_geometry(chosen).N for chosen in found] == LAPTOP[table, data]
     for system, chosen in zip(tables.systems(table, laptop=True), found, strict=True):
         assert (chosen.size, chosen.data, chosen.model) == ("tiny", data, "aum" if "aum" in system.recipe else "ast")
-        assert chosen.epochs == (
-            30 if data == "folder" else 3 if table == "sweep" else 2 if chosen.model == "aum" else 6
-        )
+        short = table in ("sweep", "ablation")
+        assert chosen.epochs == (30 if data == "folder" else 3 if short else 2 if chosen.model == "aum" else 6)
     if data == "folder":
         return
     assert {chosen.batch_size for chosen in found} == {128}
     # One rate for each kind of patch, as the sweep chose it.
     rates = {(chosen.patch, chosen.lr) for chosen in found}
-    assert len(rates) == (2 * len(tables.RATES) if table == "sweep" else 2)
+    assert len(rates) == (2 * len(tables.RATES) if table == "sweep" else len({chosen.patch for chosen in found}))
+
+
+def test_the_ablation_is_of_the_best_recipes_ingredients():
+    """Together they make up all that it changes, but for the length of the run and what goes with it."""
+    plain = settings.from_flags(["--recipe", "speechcommands/default"])[0]
+    best = settings.from_flags(["--recipe", "speechcommands/best"])[0]
+    changed = {name for name in vars(best) if getattr(best, name) != getattr(plain, name)}
+    tried = {}
+    for system in tables.ABLATION:
+        flags = dict(zip(system.flags[::2], system.flags[1::2], strict=True))
+        tried |= {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags.items()}
+    assert changed - set(tried) == {"recipe", "warmup_epochs", "weight_decay", "roll"}
+    for name in set(tried) - {"epochs"}:
+        assert float(tried[name]) == getattr(best, name)
 
 
 def test_a_control_differs_from_its_system_in_what_it_says():
@@ -339,7 +353,7 @@ def test_dry_run_measures_and_keeps_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Say what to reproduce: python -m train.reproduce table1|table2|table3|controls|sweep|recipes"),
+        ([], "Say what to reproduce: python -m train.reproduce table1|table2|table3|controls|sweep|ablation|recipes"),
         (["table4"], "Say what to reproduce"),
         (["table1", "--sedes", "3"], "did you mean --seeds"),
         (["table1", "--data", "synth", "--seeds", "0"], "--seeds is 1 or more"),

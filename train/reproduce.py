@@ -1,4 +1,4 @@
-"""python -m train.reproduce table1|table2|table3|controls|sweep: train the systems of a table over seeds, and render it.
+"""python -m train.reproduce table1|table2|table3|controls|sweep|ablation: train the systems of a table over seeds, and render it.
 
 One process after another; stopped by anything, the same command goes on. `python -m train.reproduce recipes` prints
 docs/RECIPES.md. What follows `--` goes to every `python -m train.run`.
@@ -150,8 +150,8 @@ def plan_of(table: str, options: Options, extra: tuple[str, ...], out: Path) -> 
 def chosen(table: str, options: Options) -> list[tables.System]:
     """The table's systems that --only leaves. Raises UserError for a name that is none of them."""
     laptop = options.edition == "laptop"
-    if table == "controls" and not laptop:
-        raise UserError("controls has recipes of the size of two CPU cores alone: add --edition laptop.")
+    if table in ("controls", "ablation") and not laptop:
+        raise UserError(f"{table} has recipes of the size of two CPU cores alone: add --edition laptop.")
     every = tables.systems(table, laptop)
     names = [name.strip() for name in options.only.split(",") if name.strip()]
     known = [system.key for system in every]

@@ -91,8 +91,34 @@ SWEEP = tuple(
     for kind, recipe in (("square", "ast_square"), ("FFTP", "ast_fftp"))
     for rate in RATES
 )
-# Table III has more columns than Table II and the same systems.
-SYSTEMS = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE2, "controls": CONTROLS, "sweep": SWEEP}
+
+
+def _ingredient(name, **changed):
+    flags = [word for key, value in changed.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return System(name=name, recipe="ast_fftp_specmask", paper={}, flags=("--epochs", str(SWEEP_EPOCHS), *flags))
+
+
+# What each ingredient of the recipe speechcommands/best gives alone, as strong as there.
+ABLATION = (
+    _ingredient("S3, nothing added"),
+    _ingredient("label smoothing", label_smoothing=0.1),
+    _ingredient("moving average of the weights", average_decay=0.999),
+    _ingredient("time shift", shift_ms=100.0),
+    _ingredient("speed", speed=0.15),
+    _ingredient("background noise", background=0.8),
+    _ingredient("gain", gain_db=6.0),
+    _ingredient("mixup", mixup=0.3),
+    _ingredient("twice the mask's area", mask_area=2048, mask_width=24),
+    _ingredient("that, and 22 of 30 tokens kept", mask_area=2048, mask_width=24, keep_tokens=22),
+)
+SYSTEMS = {
+    "table1": TABLE1,
+    "table2": TABLE2,
+    "table3": TABLE2,  # more columns, and the same systems
+    "controls": CONTROLS,
+    "sweep": SWEEP,
+    "ablation": ABLATION,
+}
 LAPTOP = "laptop_"  # how the recipes of the size of two CPU cores begin
 
 
@@ -114,13 +140,14 @@ HEADS = {
     "table2": ("patch / stride", "patches", "runs", "ours, {metric}", "paper: patches", "paper: AudioSet-18k, mAP"),
     "controls": ("system", "patches", "runs", "ours, {metric}", "balanced"),
     "sweep": ("patches, peak rate", "patches", "runs", "validation, {metric}", "validation loss"),
+    "ablation": ("S3 for three epochs, and", "patches", "runs", "ours, {metric}", "balanced", "minutes"),
     "table3": (
         "patch / stride", "ours, {metric}", "GMAC without attention's products", "with them", "training, minutes",
         "a clip alone, ms", "square's time over it", "paper: \"GFLOPs\"", "paper: training, h", "paper: inference, ms",
         "paper: mAP",
     ),
 }  # fmt: skip
-_TABLE_NOTES = {"table1": ("headlines",), "table2": ("headlines",), "table3": ("gmacs",), "controls": (), "sweep": ()}
+_TABLE_NOTES = {"table1": ("headlines",), "table2": ("headlines",), "table3": ("gmacs",)}
 _TITLES = {
     "map": "mAP",
     "accuracy": "accuracy in %",
@@ -149,13 +176,14 @@ def render(table: str, lines: list[dict], laptop: bool = False) -> str:
     marks: dict[str, int] = {}
     rows = [[head.format(metric=_TITLES[metric]) for head in HEADS[table]]]
     rows.append(["---"] * len(rows[0]))
-    cells_of = {"table1": _row1, "table2": _row2, "table3": _row3, "controls": _control_row, "sweep": _sweep_row}[table]
+    cells_of = {"table1": _row1, "table2": _row2, "table3": _row3, "sweep": _sweep_row, "ablation": _ablation_row}
+    cells_of = cells_of.get(table, _control_row)
     for system in systems(table, laptop):
         ours = [line for line in lines if line["system"] == system.key]
         notes = "".join(f" [{marks.setdefault(note, len(marks) + 1)}]" for note in system.notes)
         score = spread([line["metrics"][metric] for line in ours])
         rows.append([system.name + notes, *cells_of(system, ours, score)])
-    for note in _TABLE_NOTES[table]:
+    for note in _TABLE_NOTES.get(table, ()):
         marks.setdefault(note, len(marks) + 1)
     about = _about(lines)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
@@ -164,14 +192,16 @@ def render(table: str, lines: list[dict], laptop: bool = False) -> str:
 
 
 def _row1(system: System, ours: list[dict], score: str) -> list[str]:
-    """minutes: of training alone; the least over the runs, since other work on the machine only adds to it."""
-    minutes = f"{min(line['seconds'] for line in ours) / 60:.1f}" if ours else ""
     paper = [f"{system.paper['map']:.2f}", f"{system.paper['accuracy']:.2f}"]
-    return [*_counts(ours), score, _balanced(ours), minutes, *paper]
+    return [*_counts(ours), score, _balanced(ours), _minutes(ours), *paper]
 
 
 def _row2(system: System, ours: list[dict], score: str) -> list[str]:
     return [*_counts(ours), score, str(system.paper["patches"]), f"{system.paper['map']:.2f}"]
+
+
+def _ablation_row(system: System, ours: list[dict], score: str) -> list[str]:
+    return [*_control_row(system, ours, score), _minutes(ours)]
 
 
 def _control_row(system: System, ours: list[dict], score: str) -> list[str]:
@@ -189,6 +219,11 @@ def _sweep_row(system: System, ours: list[dict], score: str) -> list[str]:
 
 def _counts(ours: list[dict]) -> list[str]:
     return [str(ours[0]["patches"]) if ours else "", str(len(ours))]
+
+
+def _minutes(ours: list[dict]) -> str:
+    """Of training; the least over the runs, since other work on the machine only adds to it."""
+    return f"{min(line['seconds'] for line in ours) / 60:.1f}" if ours else ""
 
 
 def _balanced(ours: list[dict]) -> str:
