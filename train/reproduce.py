@@ -1,4 +1,4 @@
-"""python -m train.reproduce table1|table2|table3|controls|sweep|ablation: train the systems of a table over seeds, and render it.
+"""python -m train.reproduce TABLE: train the systems of a table of the paper, or of ours, over seeds, and render it.
 
 One process after another; stopped by anything, the same command goes on. `python -m train.reproduce recipes` prints
 docs/RECIPES.md. What follows `--` goes to every `python -m train.run`.
