@@ -77,8 +77,8 @@ def read(run: Path, split: str) -> Scores | None:
         read = Scores(**texts, **arrays)
         n, C = read.probabilities.shape
         whole = {len(read.names), len(read.losses), len(read.start), len(read.length), len(read.targets)} == {n}
-        if not whole or read.per_class.shape[0] != C:
-            raise ValueError("its arrays are of different lengths")
+        if not whole or read.per_class.shape != ((C,) if read.multi_label else (C, C)):
+            raise ValueError("its arrays do not fit together")
         return read
     except FileNotFoundError:
         return None

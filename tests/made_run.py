@@ -69,7 +69,7 @@ def _files(folder, settings, classes, held):
     }  # fmt: skip
     lines = [
         {"epoch": i + 1, "step": 3 * i + 3, "train_loss": 2.0 / (i + 1), "seconds": 10.0 * (i + 1),
-         "losses": {f"{3 * i + 2}": 1.5}, "validation_loss": 1.9 / (i + 1), f"validation_{key}": 0.5 + 0.1 * i}
+         "losses": {f"{3 * i + 2}": 1.5}, "validation_loss": 1.9 / (i + 1), f"validation_{key}": 1 - 0.5 / (i + 1)}
         for i in range(settings.epochs)
     ]  # fmt: skip
     result = {

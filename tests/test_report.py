@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from fftp import checkpoint, explain, predict, report, scores
+from fftp import explain, predict, report, scores
 from fftp.augment import Augment, AugmentSettings
 from fftp.page import curves, media
 from tests import made_run, runs
@@ -252,7 +252,7 @@ def test_an_unfinished_run_says_so(tmp_path, capsys):
     page = Page(written(capsys, folder))
     assert "unfinished: 2 of 4 epochs" in page.words
     assert f"python -m train.run --resume --out '{folder}'" in page.words
-    assert "60.0 % of validation clips, best so far: epoch 2" in page.words
+    assert "75.0 % of validation clips, best so far: epoch 2" in page.words
     assert f"python -m train.evaluate {folder} --split test --scores" in page.words
     (folder / "metrics.jsonl").unlink()
     assert "No epoch has been finished yet" in Page(written(capsys, folder)).words
@@ -367,8 +367,13 @@ def test_ticks_are_few_round_and_around(low, high):
     assert curves.ticks(1, 40, 8, whole=True) == [10, 20, 30, 40]
 
 
-def test_scores_survive_a_checkpoint_of_other_weights(made):
-    """The file is written whole: what is read is what was written, and again gives the same bytes."""
+def test_a_curve_of_nothing_is_an_empty_chart():
+    drawn = Page(curves.chart("Loss", "", [curves.Line("a", "one", [(1, float("nan"))])], 3))
+    assert drawn.of("svg")[0]["aria-label"] == "Loss: nothing yet"
+    assert not drawn.of("path")
+
+
+def test_scores_are_read_as_they_were_written(made):
     folder, held = made
     again = scores.read(folder, "test")
     for name, value in vars(held).items():
@@ -376,4 +381,3 @@ def test_scores_survive_a_checkpoint_of_other_weights(made):
     before = scores.file_of(folder, "test").read_bytes()
     scores.write(folder, again)
     assert scores.file_of(folder, "test").read_bytes() == before
-    assert checkpoint.find(folder) == folder / "best"

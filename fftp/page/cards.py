@@ -7,6 +7,8 @@ import numpy as np
 from fftp.page.markup import percent, text
 
 POINTS = 160  # of a rollout's curve, at most
+NAMED = 4  # labels in a card's title, at most; all of them stand below with their probabilities
+READY = 40  # cards whose sound says its length at once: phones allow few players that do
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,12 +42,13 @@ class Card:
 
 def markup(card: Card) -> str:
     true = ", ".join(card.true) or "no label"
+    title = true if len(card.true) <= NAMED else f"{', '.join(card.true[:NAMED])} and {len(card.true) - NAMED} more"
     taken = card.guesses[0][0]
     about = f"Clip {card.rank}, {true}, taken for {taken}"
     arrow = '<span class="arrow" aria-label="taken for">&rarr;</span>'
     verdict = f'{arrow} <span class="{"wrong" if card.wrong else "right"}">{text(taken)}</span>'
     parts = [
-        f'<h3><span class="rank">{card.rank}</span> {text(true)} {verdict}</h3>',
+        f'<h3><span class="rank">{card.rank}</span> {text(title)} {verdict}</h3>',
         _seen(card, about),
         _heard(card, about),
         _guesses(card),
@@ -104,7 +107,8 @@ def _rollout(rollout):
 def _heard(card, about):
     if card.audio is None:
         return ""
-    return f'<audio controls preload="metadata" src="{card.audio}" aria-label="{text(about)}"></audio>'
+    early = "metadata" if card.rank <= READY else "none"
+    return f'<audio controls preload="{early}" src="{card.audio}" aria-label="{text(about)}"></audio>'
 
 
 def _guesses(card):

@@ -5,6 +5,7 @@ import numpy as np
 from fftp.page.markup import note, percent, scrolled, table, text
 
 MOST = 60  # classes whose matrix is drawn whole
+DENSE = 20  # from so many on, in small cells
 PAIRS = 12  # of the most confused ones
 
 
@@ -15,7 +16,8 @@ def confusion(counts: np.ndarray, labels: tuple[str, ...]) -> str:
         parts.insert(0, _matrix(counts, labels))
     else:
         parts.insert(0, note(f"{len(labels)} classes are too many for a matrix; the pairs confused most stand here."))
-    return '<div class="beside">\n' + "\n".join(parts) + "\n</div>"
+    kind = "dense" if len(labels) > DENSE else "beside"
+    return f'<div class="{kind}">\n' + "\n".join(parts) + "\n</div>"
 
 
 def _matrix(counts, labels):
@@ -79,6 +81,8 @@ def average_precision(values: np.ndarray, positives: np.ndarray, labels: tuple[s
             "Average precision of each class",
         ).replace('class="scroll"', 'class="scroll tall"', 1)
     ]
+    if len(order) > DENSE:
+        parts.insert(0, note(f"{len(order)} classes, the best first; the list scrolls."))
     if absent:
         parts.append(note(f"Without clips, and so without a figure: {', '.join(absent)}."))
     return "\n".join(parts)

@@ -25,11 +25,11 @@ class Line:
 def chart(title: str, unit: str, lines: list[Line], digits: int) -> str:
     """The lines over epochs, with a legend; unit: after each number, digits: behind its point."""
     lines = [line for line in lines if line.points]
-    values = [y for line in lines for _, y in line.points]
+    values = [y for line in lines for _, y in line.points] or [0.0, 1.0]
     last = max((x for line in lines for x, _ in line.points), default=1)
     first = 0 if any(x < 1 for line in lines for x, _ in line.points) else 1
     across = ticks(first, last, 8, whole=True)
-    up = ticks(min(values, default=0), max(values, default=1), 5)
+    up = ticks(min(values), max(values), 5)
     low, high = min(up[0], *values), max(up[-1], *values)
 
     def place(x, y):

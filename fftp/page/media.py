@@ -77,13 +77,15 @@ def png(index: np.ndarray, colours: np.ndarray) -> bytes:
 def sound(samples: np.ndarray, rate: int, most: int) -> str | None:
     """An MP3 of float32 `[n]` in at most `most` characters, at the best bitrate that fits.
 
-    None where none does, where libsndfile writes no MP3, and for a rate that MP3 does not have.
+    None where none does, where soundfile is absent or writes no MP3, and for a rate that MP3 does not have.
 
     Every browser plays MP3, and its encoder writes the same bytes each time, where Ogg numbers its streams at random. Below
     40 kbit/s there is no room to say what is the encoder's own delay: those sounds begin 70 ms late.
     """
-    import soundfile
-
+    try:
+        import soundfile
+    except ModuleNotFoundError:
+        return None
     for kilobits in BITRATES:
         if kilobits * 125 * len(samples) / rate * 4 / 3 > most:
             continue

@@ -76,14 +76,12 @@ def tiles(run: Run, scores: Scores | None, split: str) -> str:
 
 def _figures(run, scores, split):
     """(figures, what they are of) of the split, or of what there is before the end of a run."""
-    where = f"{len(scores.names):,} {split} clips" if scores is not None else f"{split} clips"
-    if run.result is not None:
-        epoch = f", epoch {run.result['reported_epoch']}"
-        found = run.result["metrics"] if split == "test" else run.result["validation"]
-        if found:
-            return found, where + epoch
+    epoch = f", epoch {run.result['reported_epoch']}" if run.result is not None else ""
     if scores is not None:
-        return scores.figures, where
+        return scores.figures, f"{len(scores.names):,} {split} clips{epoch}"
+    found = {} if run.result is None else run.result["metrics" if split == "test" else "validation"]
+    if found:
+        return found, f"{split} clips{epoch}"
     key = f"validation_{run.key}"
     best = max((line for line in run.history if key in line), key=lambda line: line[key], default=None)
     if best is None:
