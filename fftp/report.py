@@ -1,5 +1,6 @@
 """python -m fftp.report RUN_DIR: one HTML page of a run, with nothing outside of it."""
 
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -181,22 +182,22 @@ def _classifier(folder):
 
 def _classes(run, held, split):
     if held is None:
-        return markup.missing(_no_scores(run, split))
+        return _no_scores(run, split)
     if held.multi_label:
         return classes.average_precision(held.per_class, held.targets.sum(0), run.classes)
     return classes.confusion(held.per_class, run.classes)
 
 
 def _no_scores(run, split):
-    return (
-        f"What was said of each {split} clip is not in this folder: "
-        f"`python -m train.evaluate {run.folder} --split {split} --scores` writes it, then make this page again."
+    command = f"python -m train.evaluate {shlex.quote(str(run.folder))} --split {split} --scores"
+    return markup.missing(
+        f"What was said of each {split} clip is not in this folder. This writes it, for a page made anew:", command
     )
 
 
 def _clips(run, held, classifier, options, room):
     if held is None:
-        return markup.missing(_no_scores(run, options.split))
+        return _no_scores(run, options.split)
     shown = min(options.clips, len(held.names))
     if not shown:
         return markup.note("No clips were asked for: --clips 0.")

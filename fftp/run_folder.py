@@ -1,5 +1,6 @@
 """The out folder of a run, as `python -m train.run` leaves it: settings.json, metrics.jsonl, result.json."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +67,15 @@ def read(folder: Path) -> Run:
     )
 
 
-class _understood:  # noqa: N801 - a context manager, used like a function
+@contextlib.contextmanager
+def _understood(path):
     """What is wrong in here is the file's fault."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError)) and not isinstance(error, UserError):
-            raise UserError(f"{self.path} is damaged or of another version: take another copy of the run.") from error
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged or of another version: take another copy of the run.") from error
 
 
 def _text(path):

@@ -253,7 +253,7 @@ def test_an_unfinished_run_says_so(tmp_path, capsys):
     assert "unfinished: 2 of 4 epochs" in page.words
     assert f"python -m train.run --resume --out '{folder}'" in page.words
     assert "75.0 % of validation clips, best so far: epoch 2" in page.words
-    assert f"python -m train.evaluate {folder} --split test --scores" in page.words
+    assert f"python -m train.evaluate '{folder}' --split test --scores" in page.words
     (folder / "metrics.jsonl").unlink()
     assert "No epoch has been finished yet" in Page(written(capsys, folder)).words
 

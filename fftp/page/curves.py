@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from fftp.page.markup import text
 
-WIDTH, HEIGHT = 520, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34  # margins
+WIDTH, HEIGHT = 520, 280
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 44  # margins
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _grid(place, across, up, digits):
         marks.append(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{y:.{_places(up, digits)}f}</text>')
     for x in across:
         at, _ = place(x, up[0])
-        marks.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{x:g}</text>')
+        marks.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{x:g}</text>')
     marks.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">epoch</text>')
     return "\n".join(marks)
 

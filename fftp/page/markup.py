@@ -53,9 +53,9 @@ def note(sentence: str) -> str:
     return f'<p class="note">{text(sentence)}</p>'
 
 
-def missing(sentence: str) -> str:
-    """What the page cannot show, and why."""
-    return f'<p class="missing">{text(sentence)}</p>'
+def missing(sentence: str, command: str = "") -> str:
+    """What the page cannot show, and why; command: what mends it."""
+    return f'<p class="missing">{text(sentence)}{f" <code>{text(command)}</code>" if command else ""}</p>'
 
 
 def folded(title: str, inside: str) -> str:

@@ -26,7 +26,7 @@ def head(run: Run, config: CheckpointConfig | None, links: dict[str, str]) -> st
     """Title, state, and links to the sections: name -> title."""
     s = run.settings
     planned, done = int(s["epochs"]), len(run.history)
-    parts = [f"{len(run.classes)} classes"]
+    parts = [f"{len(run.classes)} classes", f"{done} epoch{'s' * (done != 1)}"]
     if config is not None:
         grid = config.model.grid
         kind = "full-frequency" if grid.full_frequency else "square"
@@ -39,7 +39,7 @@ def head(run: Run, config: CheckpointConfig | None, links: dict[str, str]) -> st
     else:
         state = f'<span class="state open">unfinished: {done} of {planned} epochs</span>'
         again = f"python -m train.run --resume --out {shlex.quote(str(run.folder))}"
-        more = f'<p class="missing">This run has not ended. It goes on by <code>{text(again)}</code></p>'
+        more = markup.missing("This run has not ended. It goes on by", again)
     items = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in links.items())
     return (
         f'<header>\n<p class="eyebrow">Report of the run {text(run.folder.resolve().name)} {state}</p>\n'
