@@ -86,7 +86,7 @@ class Show:
             own = {field.name for field in fields(AugmentSettings)} & set(run.settings)
             chosen = AugmentSettings(**{name: run.settings[name] for name in own})
             grid = classifier.config.model.grid
-            self.augment = Augment(chosen, int(run.settings["seed"]), grid.T, grid.F)
+            self.augment = Augment(chosen, run.settings["seed"], grid.T, grid.F)
 
     def card(self, rank: int, room: int) -> Card:
         """The clip with the rank-th highest loss (from 1), in `room` bytes."""

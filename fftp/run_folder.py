@@ -15,6 +15,8 @@ FIGURES = {  # name in the files -> as it is called
     "auc": "AUC",
 }
 
+MASKS = {"specmask": "SpecMask", "specaugment": "SpecAugment", "none": "no masks"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -60,8 +62,10 @@ def read(folder: Path) -> Run:
             "machine": str(about["machine"]),
             "backends": dict(about["backends"]),
         }
-        for name in ("model", "size", "data", "patch", "augment", "seed", "epochs", "depth"):
-            known["settings"][name]  # what the page cannot do without
+        s = known["settings"]
+        if not {"model", "size", "data", "depth"} <= set(s) or s["augment"] not in MASKS:
+            raise ValueError("not the settings of a run")
+        s |= {name: int(s[name]) for name in ("seed", "epochs")}
     return Run(
         folder=folder, history=_history(folder / "metrics.jsonl"), result=_result(folder / "result.json"), **known
     )

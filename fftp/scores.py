@@ -76,7 +76,9 @@ def read(run: Path, split: str) -> Scores | None:
         texts["spread"] = {name: (float(a), float(b)) for name, (a, b) in texts["spread"].items()}
         read = Scores(**texts, **arrays)
         n, C = read.probabilities.shape
-        whole = {len(read.names), len(read.losses), len(read.start), len(read.length), len(read.targets)} == {n}
+        whole = {len(read.names), len(read.losses), len(read.start), len(read.length)} == {
+            n
+        } and read.targets.shape == (n, C)
         if not whole or read.per_class.shape != ((C,) if read.multi_label else (C, C)):
             raise ValueError("its arrays do not fit together")
         return read

@@ -335,6 +335,16 @@ def test_damage_is_one_sentence(file, content, tmp_path, capsys):
     assert not (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("augment", "spec"), ("seed", "one"), ("epochs", None)])
+def test_a_setting_that_is_none_is_damage(name, value, tmp_path, capsys):
+    made_run.make(tmp_path / "run", n=3)
+    path = tmp_path / "run" / "settings.json"
+    about = json.loads(path.read_text())
+    about["settings"][name] = value
+    path.write_text(json.dumps(about))
+    assert "settings.json is damaged" in run(capsys, tmp_path / "run", command=report.main).sentence
+
+
 def test_requests_that_cannot_be_met(made, tmp_path, capsys):
     folder, held = made
     for flags, named in (

@@ -10,7 +10,6 @@ from fftp.page.markup import percent, text
 from fftp.run_folder import Run
 from fftp.scores import Scores
 
-MASKS = {"specmask": "SpecMask", "specaugment": "SpecAugment", "none": "no masks"}
 MODELS = {"ast": "AST", "aum": "AuM"}
 COLOURS = ("one", "two", "three")
 
@@ -25,14 +24,14 @@ def name_of(run: Run) -> str:
 def head(run: Run, config: CheckpointConfig | None, links: dict[str, str]) -> str:
     """Title, state, and links to the sections: name -> title."""
     s = run.settings
-    planned, done = int(s["epochs"]), len(run.history)
+    planned, done = s["epochs"], len(run.history)
     parts = [f"{len(run.classes)} classes", f"{done} epoch{'s' * (done != 1)}"]
     if config is not None:
         grid = config.model.grid
         kind = "full-frequency" if grid.full_frequency else "square"
         size = f"{grid.pt} frames" if grid.full_frequency else f"{grid.pt} frames x {grid.pf} bins"
         parts.append(f"{grid.N} {kind} patches of {size}, one every {grid.st} frames")
-    parts += [str(MASKS.get(s["augment"], s["augment"])), f"seed {s['seed']}"]
+    parts += [run_folder.MASKS[s["augment"]], f"seed {s['seed']}"]
     if run.result is not None:
         state = '<span class="state">finished</span>'
         more = ""
