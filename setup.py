@@ -37,7 +37,7 @@ def library(folder: str, *headers: str, contract: str = "off") -> Extension:
 
 setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
-    package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
+    package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"], "fftp.page": ["style.css", "script.js"]},
     ext_modules=[
         library("kernels/attention", "../native.h"),
         library("kernels/fbank", "native_lanes.h", "../native.h"),

@@ -11,6 +11,7 @@ import pytest
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
 from fftp import convert
+from fftp import report as page
 from kernels import ranges
 from tests import runs
 from tests.test_reproduction import line as reproduce_line
@@ -188,11 +189,11 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, reproduce.Options)
+        for options in (convert.Options, reproduce.Options, page.Options)
         for field in fields(options)
     }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
-    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline"}
+    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline", "--scores"}
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}

@@ -22,7 +22,7 @@ from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
 from kernels import FbankSettings, dispatch
-from train import data, ending, graph, loop, machine, metrics, parallel, pictures, settings, statistics
+from train import data, ending, graph, loop, machine, metrics, parallel, pictures, scored, settings, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
@@ -156,6 +156,7 @@ def begin(task: Task, resolved: dict[str, Any]) -> None:
         raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
     about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(task.device)}
     written = {"settings": settings.to_dict(task.settings), "resolved": resolved, **about, "backends": planned(task)}
+    written["defaults"] = settings.to_dict(Settings())
     checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
 
 
@@ -408,6 +409,7 @@ def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
             with checkpoint.replacing(task.out / "average") as beside:
                 checkpoint.save(beside, task.model, task.config)
         draw(task, trainer.progress["history"], scores, targets)
+        scored.keep(task.out, "test", packed, measured, scores, targets, task.config.multi_label)
         checkpoint.replace(task.out / "result.json", json.dumps(result, indent=1).encode())
 
     parallel.first(write)
