@@ -62,7 +62,7 @@ class Stream:
                 f"The hop has to be a whole number of frames of {1000 * frame_seconds:g} ms, not {1000 * hop:g} ms."
             )
         rate = fbank.sample_rate if rate is None else rate
-        if rate != int(rate) or not RATES[0] <= rate <= RATES[1]:
+        if not float(rate).is_integer() or not RATES[0] <= rate <= RATES[1]:
             raise UserError(f"The rate of a stream is a whole number from {RATES[0]} to {RATES[1]} Hz, not {rate}.")
         self.classifier, self.hop, self.rate = classifier, frames * frame_seconds, int(rate)
         self.model_rate = fbank.sample_rate
@@ -99,7 +99,10 @@ class Stream:
 
     def gap(self, lost: int) -> list[Answer]:
         """Say that so many samples, at the stream's rate, never came. The last answer about the sound before, if there is any
-        left to give; what comes next is heard anew, as a stream that begins there, and its times are after the gap."""
+        left to give; what comes next is heard anew, as a stream that begins there, and its times are after the gap. Raises
+        UserError for a count below 0 and for a stream that is finished."""
+        if self._finished or lost < 0:
+            raise UserError(f"A gap is of 0 samples or more, in a stream that is not finished, not {lost}.")
         answers = self._ending()
         self._pushed += lost
         self._begin()

@@ -192,6 +192,11 @@ def test_the_end():
     assert stream.finish() == []
     with pytest.raises(UserError, match="This stream is finished: open another one"):
         stream.push(samples)
+    for closed, lost in ((stream, 3), (fftp.stream(classifier), -1)):
+        with pytest.raises(
+            UserError, match=f"A gap is of 0 samples or more, in a stream that is not finished, not {lost}"
+        ):
+            closed.gap(lost)
     assert answers(classifier, samples[:1839]) == []
     assert answers(classifier, samples[:0]) == []
     # Less than a frame after the last hop is nothing new.
@@ -224,7 +229,7 @@ def test_refused_settings(monkeypatch):
     for hop in (0.0, -0.1, 0.015, float("nan"), float("inf")):
         with pytest.raises(UserError, match="The hop has to be a whole number of frames of 10 ms, not"):
             fftp.stream(classifier, hop)
-    for rate in (0, 999, 44_100.5, 768_001):
+    for rate in (0, 999, 44_100.5, 768_001, float("nan")):
         with pytest.raises(UserError, match=r"The rate of a stream is a whole number from 1000 to 768000 Hz, not"):
             fftp.stream(classifier, rate=rate)
     monkeypatch.setitem(sys.modules, "soxr", None)
