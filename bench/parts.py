@@ -28,6 +28,7 @@ PARTS = {
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
     "step": Part(title="A training step, data to optimiser", gpu_share=3),
     "infer": Part(title="Inference", gpu_share=4),
+    "stream": Part(title="Live sound: an answer every hop", gpu_share=1),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
     "encoder": Part(title="The encoder's blocks alone", gpu_share=3, ahead=2),
     "scale": Part(title="Cost as work grows", gpu_share=3),

@@ -80,6 +80,8 @@ def _part(name, lines):
         texts = [tables.table3(rows, lines("train")), plots.reference("performance_patches.png", lines)]
     elif name == "step_parts":
         texts = [tables.step_parts(rows), plots.reference("performance_step.png", lines)]
+    elif name == "stream":
+        texts = [tables.stream(rows)]
     elif name == "scale":
         texts = [tables.scale(rows)]
         texts += [plots.reference(f"performance_{which}.png", lines) for which in ("length", "batch")]

@@ -10,7 +10,7 @@ import pytest
 
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
-from fftp import convert
+from fftp import convert, listen
 from fftp import report as page
 from kernels import ranges
 from tests import runs
@@ -170,6 +170,17 @@ def test_pictures_show_the_newest_lines(tmp_path):
     assert not (tmp_path / "performance_step.png").exists()
 
 
+def test_live_sound_is_shown_beside_a_window_run_anew(tmp_path):
+    figures = {"hops": 200, "ms": {"p50": 16.23, "p99": 20.0}, "anew_ms": 162.3, "anew_over_ours": 10.04}
+    for model, carried, right in (("aum", True, True), ("ast", False, True), ("ast", False, False)):
+        case = {"model": model, "size": "tiny", "grid": "g", "seconds": 10 if right else 1, "hop_ms": 100}
+        measure.append(line_of("stream", case, figures | {"carried": carried}, correct=right), tmp_path)
+    text = report.performance(tmp_path)
+    assert "| AuM-tiny | g | 10 | 100 | state carried on | 16.2 | 20 | 162 | 10.04 |" in text
+    assert "| AST-tiny | g | 10 | 100 | frames kept, model anew | 16.2 |" in text
+    assert "| AST-tiny | g | 1 | 100 | wrong, no figures |  |" in text
+
+
 def test_tests_on_a_gpu_are_listed(tmp_path):
     assert "Not measured" in tables.gpu_tests([])
     line = {"case": {"file": "test_x.py"}, "said": "3 passed in 2 s", "machine": "NVIDIA H200", "commit": "abc"}
@@ -189,11 +200,21 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, reproduce.Options, page.Options)
+        for options in (convert.Options, listen.Options, reproduce.Options, page.Options)
         for field in fields(options)
     }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
-    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline", "--scores"}
+    other |= {
+        "--no-carry",
+        "--markdown",
+        "--inplace",
+        "--rehearse",
+        "--nvtx",
+        "--nproc-per-node",
+        "--only",
+        "--baseline",
+        "--scores",
+    }
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from fftp import ast_model, aum_model
+from fftp.checkpoint import CheckpointConfig
 from fftp.errors import UserError
-from fftp.frontend import PRESETS
+from fftp.frontend import PRESETS, FrontEndSettings
 from fftp.patching import PatchGrid
+from fftp.streaming import why_window
+from kernels import FbankSettings
 from train import settings
 from train.run import check_geometry, main, model_of
 from train.settings import Settings, from_flags, read_recipe, recipe_names
@@ -118,7 +121,21 @@ def test_recipes_have_the_papers_patch_counts(name, patches):
 
 
 def test_every_recipe_of_the_paper_is_counted():
-    assert set(PATCHES) == {name for name in recipe_names() if not re.search("default|laptop|best", name)}
+    assert set(PATCHES) == {name for name in recipe_names() if not re.search("default|laptop|best|streaming", name)}
+
+
+def test_the_streaming_recipe_makes_a_model_that_carries_its_state_on():
+    chosen = made("--recipe", "speechcommands/aum_streaming")
+    grid = check_geometry(chosen)
+    assert grid.N == 23
+    assert (
+        (grid.N - 1) * grid.st + grid.pt == grid.T == FbankSettings().frames(16_000)
+    )  # all of a second, and no padding
+    front_end = FrontEndSettings(T=chosen.frames, clip_samples=16_000, mean=0.0, std=1.0, fit=chosen.fit)
+    about = CheckpointConfig(
+        model=network(chosen).config, front_end=front_end, labels=(), multi_label=False, settings={}
+    )
+    assert why_window(about) is None
 
 
 @pytest.mark.parametrize("name", ["audioset/ast_square_published", "speechcommands/aum_square_published"])
