@@ -213,6 +213,36 @@ def _step_parts(rows):
     return markdown(head, cells)
 
 
+def stream(rows: list[dict]) -> str:
+    return section(rows, _stream)
+
+
+def _stream(rows):
+    head = [
+        "model",
+        "patch / stride",
+        "window, s",
+        "hop, ms",
+        "each hop",
+        "ms, p50",
+        "p99",
+        "window anew, ms",
+        "anew / ours",
+    ]
+    cells = []
+    for row in rows:
+        case = row["case"]
+        name = [f"{NAMES[case['model']]}-{case['size']}", case["grid"], str(case["seconds"]), str(case["hop_ms"])]
+        if not row["correct"]:
+            cells.append([*name, _wrong(row)] + [""] * (len(head) - 5))
+            continue
+        figures = row["figures"]
+        how = "state carried on" if figures["carried"] else "frames kept, model anew"
+        ms = (figures["ms"]["p50"], figures["ms"]["p99"], figures["anew_ms"])
+        cells.append([*name, how, *map(_digits, ms), f"{figures['anew_over_ours']:.2f}"])
+    return markdown(head, cells)
+
+
 def scale(rows: list[dict]) -> str:
     return section(rows, _scale)
 

@@ -20,9 +20,11 @@ _HOMES = {
     "PatchEmbed": "fftp.patching",
     "PatchGrid": "fftp.patching",
     "RealFrontEnd": "fftp.frontend",
+    "Stream": "fftp.streaming",
     "UserError": "fftp.errors",
     "attention_rollout": "fftp.explain",
     "load": "fftp.predict",
+    "stream": "fftp.streaming",
 }
 __all__ = ["__version__", *_HOMES]
 

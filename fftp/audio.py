@@ -13,10 +13,14 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fftp.errors import UserError
+
+if TYPE_CHECKING:
+    import soxr
 
 SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".au", ".webm", ".mp4", ".mkv")
@@ -163,17 +167,25 @@ def to_mono(samples: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return np.ascontiguousarray(waveform, dtype=np.float32)
 
 
+def resampler(rate: int, target_rate: int) -> "soxr.ResampleStream":
+    """soxr's resampler for mono float32 that comes in pieces: `resample_chunk(piece, last)`. Whatever the pieces are, its
+    output is that of `to_mono` for all of them, some hundredths of a second later. Raises UserError."""
+    return _package("soxr", "Sound of another rate needs").ResampleStream(
+        rate, target_rate, 1, dtype="float32", quality="HQ"
+    )
+
+
 def other_decoders() -> tuple[str, ...]:
     """Which decoders this machine has for the containers that libsndfile does not know (M4A, AAC, WebM, MP4)."""
     found = ("torchcodec",) if find_spec("torchcodec") else ()
     return (*found, "ffmpeg") if shutil.which("ffmpeg") else found
 
 
-def _package(name: str) -> ModuleType:
+def _package(name: str, what_needs: str = "Sound files need") -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise UserError(f"Sound files need the package {name}: install it with `pip install {name}`.") from error
+        raise UserError(f"{what_needs} the package {name}: install it with `pip install {name}`.") from error
 
 
 def _name_of(source: Path | bytes, name: str | None) -> str:

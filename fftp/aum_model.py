@@ -49,15 +49,15 @@ class AuMConfig:
     def rank(self) -> int:
         return math.ceil(self.dim / 16)
 
-    def macs(self) -> Macs:
-        """Multiply-accumulates of one clip; the scan counts 4 E S + 2 E a token and direction."""
-        D, E, L, ways = self.dim, self.inner, self.grid.N + 1, 1 if self.directions == "none" else 2
+    def macs(self, kept: int | None = None) -> Macs:
+        """Multiply-accumulates of one clip; the scan counts 4 E S + 2 E a token and direction. kept: as in `ASTConfig.macs`."""
+        D, E, L, ways = self.dim, self.inner, (kept or self.grid.N) + 1, 1 if self.directions == "none" else 2
         branches = 2 if self.directions == "v2" else 1
         branch = E * TAPS + E * (self.rank + 2 * self.state) + self.rank * E
         paper = self.grid.embed_macs(D) + self.depth * L * (2 * D * E + E * D + branches * branch) + D * self.classes
         return Macs(paper, paper + self.depth * L * ways * (4 * E * self.state + 2 * E))
 
-    def spared(self) -> int:
+    def spared(self, kept: int | None = None) -> int:
         """As `ASTConfig.spared`: every layer is run whole."""
         return 0
 
@@ -113,14 +113,15 @@ class Branch(nn.Module):
             u, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias, A_backward=backward, reverse=reverse
         )
 
-    def step(self, u, z, state):
-        """One token of the forward scan: u, z `[B, E]`; returns (out `[B, E]`, state)."""
-        u, past = kernels.causal_conv_step(u, self.conv_weight, self.conv_bias, state.past)
+    def steps(self, u, z, state, keep):
+        """L tokens of the forward scan: u, z `[B, L, E]`; returns (out `[B, L, E]`, the state after the first `keep`)."""
+        u, inputs = kernels.causal_conv_steps(u, self.conv_weight, self.conv_bias, state.past)
         delta, B, C = self._selected(u)
-        out, scan = kernels.selective_scan_step(
+        out, states = kernels.selective_scan_steps(
             u, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias, state.scan
         )
-        return out, MixerState(scan, past)
+        past = inputs[:, keep : keep + state.past.shape[1]]
+        return out, state if keep == 0 else MixerState(states[:, keep - 1], past)
 
     def _selected(self, u):
         """Raw step sizes `[..., E]`, B and C `[..., S]` of the convolved input."""
@@ -163,10 +164,11 @@ class Mixer(nn.Module):
         wide = torch.promote_types(A.dtype, torch.float32)
         return MixerState(A.new_zeros(batch, *A.shape, dtype=wide), past)
 
-    def step(self, x: torch.Tensor, state: MixerState) -> tuple[torch.Tensor, MixerState]:
-        """One token, `[B, D]` in and out, and the state after it: row t of `forward`, with what it saw before t."""
+    def steps(self, x: torch.Tensor, state: MixerState, keep: int) -> tuple[torch.Tensor, MixerState]:
+        """The next L tokens, `[B, L, D]` in and out, and the state after the first `keep` of them: rows of `forward`, with
+        what it saw before them."""
         u, z = self.in_proj(x).chunk(2, -1)
-        y, state = self.forward_branch.step(u, z, state)
+        y, state = self.forward_branch.steps(u, z, state, keep)
         return self.out_proj(y), state
 
 
@@ -220,9 +222,10 @@ class AuM(nn.Module, Pretrained):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """The class token after the last norm, `[B, D]`."""
-        x, residual, at = self.embed(log_mel), None, self.embed.place
+    def features(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The class token after the last norm, `[B, D]`. keep: as in `AST.features`."""
+        at = self.embed.place if keep is None else self.embed.place_among(keep.shape[1])
+        x, residual = self.embed(log_mel, keep=keep), None
         with ranges.range("encoder"):
             for layer in self.layers:
                 x, residual = layer(x, residual)
@@ -237,8 +240,8 @@ class AuM(nn.Module, Pretrained):
         with ranges.range("head"):
             return self.head(features)
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(log_mel))
+    def forward(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.classify(self.features(log_mel, keep))
 
     def start(self, batch: int) -> AuMState:
         """The state before the first patch of `batch` clips, for `step`.
@@ -261,19 +264,34 @@ class AuM(nn.Module, Pretrained):
         grow with n. The class token takes its place by itself; `class_features` reads it. The given state is left as it is.
         Raises ValueError when the shape is another, or when there are learned positions and the grid's N patches are past.
         """
-        grid, n, position = self.config.grid, state.patches, self.embed.position
+        grid, n = self.config.grid, state.patches
         if patch.ndim != 3 or patch.shape[1:] != (grid.pt, grid.F):
             raise ValueError(f"a patch is (B, pt, F) with pt={grid.pt} and F={grid.F}, got {tuple(patch.shape)}")
-        if position is not None and n == grid.N:
-            raise ValueError(f"the {grid.N} patches that have a position are past: start anew")
-        row = None if position is None else position[1 + n : 2 + n]
-        nothing = self.embed.class_token[:0]
-        stride = (grid.st, grid.sf)
-        x = kernels.patch_embed(patch, self.embed.weight, self.embed.bias, stride, row, nothing, 0)[:, 0]  # (B, D)
-        features, mixers = self._through(x, state.mixers)
+        x = self._embedded(patch, 1, state, self.embed.class_token[:0])
+        features, mixers = self._through(x, state.mixers, 1)
         state = AuMState(mixers, n + 1, state.class_features)
         stands_next = self.embed.where != "end" and n + 1 == self.embed.place
         return features, self._pass_class_token(state) if stands_next else state
+
+    def hear(self, frames: torch.Tensor, state: AuMState) -> tuple[torch.Tensor, AuMState]:
+        """The next patches of each clip together: (the class token's features `[B, D]` after them, the state after them).
+
+        What `step` for each patch and `class_features` give, in one pass, which reads every weight once; place "end" alone.
+        frames `[B, (k - 1) st + pt, F]` holds k patches, the first frame being n st after n patches. Raises ValueError when the
+        shape or the place is another, or when positions end before.
+        """
+        grid = self.config.grid
+        k, rest = divmod(frames.shape[1] - grid.pt, grid.st) if frames.ndim == 3 else (-1, 0)
+        if k < 0 or rest or frames.shape[2] != grid.F:
+            raise ValueError(
+                f"frames are (B, (k - 1) st + pt, F) with pt={grid.pt}, st={grid.st} and F={grid.F}, "
+                f"got {tuple(frames.shape)}"
+            )
+        if self.embed.where != "end":
+            raise ValueError(f'the class token stands in the {self.embed.where} of a clip: place "end" hears on')
+        x = self._embedded(frames, k + 1, state, self._class_row())
+        features, mixers = self._through(x, state.mixers, k + 1)
+        return features, AuMState(mixers, state.patches + k + 1, None)
 
     def class_features(self, state: AuMState) -> torch.Tensor:
         """The class token's features `[B, D]`, for `classify`.
@@ -290,21 +308,34 @@ class AuM(nn.Module, Pretrained):
             )
         return state.class_features
 
-    def _pass_class_token(self, state):
+    def _embedded(self, frames, k, state, tokens):
+        """k patches with their positions, then the class tokens `[c, D]`: `[B, k + c, D]`."""
+        grid, n, position = self.config.grid, state.patches, self.embed.position
+        if position is not None and n + k > grid.N:
+            raise ValueError(f"the {grid.N} patches that have a position are past: start anew")
+        rows = None if position is None else position[1 + n : 1 + n + k]
+        stride = (grid.st, grid.sf)
+        return kernels.patch_embed(frames, self.embed.weight, self.embed.bias, stride, rows, tokens, k)
+
+    def _class_row(self):
+        """The class token with its position, `[1, D]`."""
         token = self.embed.class_token
-        if self.embed.position is not None:
-            token = token + self.embed.position[:1]
-        features, mixers = self._through(token.expand(state.mixers[0].scan.shape[0], -1), state.mixers)
+        return token if self.embed.position is None else token + self.embed.position[:1]
+
+    def _pass_class_token(self, state):
+        token = self._class_row().expand(state.mixers[0].scan.shape[0], 1, -1)
+        features, mixers = self._through(token, state.mixers, 1)
         return AuMState(mixers, state.patches, features)
 
-    def _through(self, x, mixers):
-        """One token `[B, D]` through all layers: (its features after the last norm, the mixers' states after it)."""
+    def _through(self, x, mixers, keep):
+        """Tokens `[B, L, D]` through all layers: (the last one's features after the last norm `[B, D]`, the mixers' states
+        after the first `keep`)."""
         residual, after = None, []
         for layer, state in zip(self.layers, mixers, strict=True):
             normed, residual = layer.norm(x, residual)
-            x, state = layer.mixer.step(normed, state)
+            x, state = layer.mixer.steps(normed, state, keep)
             after.append(state)
-        return self._last_norm(x, residual), tuple(after)
+        return self._last_norm(x[:, -1], residual[:, -1]), tuple(after)
 
     def undecayed(self) -> set[str]:
         """Names of parameters that weight decay leaves alone: vectors, tokens, positions, and the decays themselves."""

@@ -111,6 +111,16 @@ class FrontEnd:
                 out[b] = stretched[0].T
         return out
 
+    def fitted(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """Un-normalised frames of sound `[B, n, F]` as the model's input `[B, T, F]`, a new tensor: followed by zeros or cut at
+        the end, or stretched where that is the settings' fit."""
+        if self.settings.fit == "resize":
+            return self._resized(log_mel, torch.full(log_mel.shape[:1], log_mel.shape[1]))
+        out = log_mel.new_zeros(log_mel.shape[0], self.settings.T, log_mel.shape[2])
+        n = min(log_mel.shape[1], self.settings.T)
+        out[:, :n] = log_mel[:, :n]
+        return out
+
     def valid_frames(self, length: torch.Tensor) -> torch.Tensor:
         """Frames that hold sound rather than padding, int64 `[B]`."""
         if self.settings.fit == "resize":

@@ -1,6 +1,8 @@
 """In which precision a model runs, and its weights made ready for that once."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -36,19 +38,23 @@ class Prepared:
 
     def features(self, log_mel: torch.Tensor) -> torch.Tensor:
         """Normalised log-mel `[B, T, F]` to the encoder's features `[B, D]`."""
-        with torch.inference_mode(), self._autocast(log_mel):
+        with self.running(log_mel.device):
             return self.model.features(log_mel)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, D]` to logits `[B, C]`."""
-        with torch.inference_mode(), self._autocast(features):
+        with self.running(features.device):
             return self.model.classify(features)
 
     def __call__(self, log_mel: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(log_mel))
 
-    def _autocast(self, tensor):
-        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Within it `model`'s other functions give what they give in this precision, without gradients."""
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        with torch.inference_mode(), autocast:
+            yield
 
 
 def _cast(model, precision):

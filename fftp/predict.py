@@ -40,10 +40,11 @@ class Prediction:
 
     def top(self, k: int = 3) -> list[tuple[str, float]]:
         """The k likeliest labels with their probabilities, likeliest first."""
-        return _top(self.labels, self.probabilities, k)
+        return likeliest(self.labels, self.probabilities, k)
 
 
-def _top(labels, probabilities, k):
+def likeliest(labels: tuple[str, ...], probabilities: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """The k likeliest of `[C]` probabilities with their labels, likeliest first."""
     order = np.argsort(-probabilities, kind="stable")[:k]
     return [(labels[i], float(probabilities[i])) for i in order]
 
@@ -185,6 +186,14 @@ def load(
     return Classifier(model, config, device, precision)
 
 
+def device_of(wanted: str) -> str:
+    """What --device auto, cpu or cuda stands for here. Raises UserError."""
+    gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not gpu:
+        raise UserError("--device cuda: this machine has no GPU that torch can use; take --device cpu, or auto.")
+    return "cuda" if gpu and wanted != "cpu" else "cpu"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Classify recordings with a trained model."""
@@ -236,15 +245,22 @@ def _decoded(classifier, path):
         return error
 
 
-def _as_json(path, prediction, k):
-    def ranked(pairs):
-        return [{"label": label, "probability": round(p, 6)} for label, p in pairs]
+def as_objects(pairs: list[tuple[str, float]]) -> list[dict[str, str | float]]:
+    """Labels with their probabilities as --json has them."""
+    return [{"label": label, "probability": round(p, 6)} for label, p in pairs]
 
+
+def as_text(pairs: list[tuple[str, float]]) -> str:
+    """Labels with their probabilities as a line shows them."""
+    return "   ".join(f"{label} {100 * p:5.1f} %" for label, p in pairs)
+
+
+def _as_json(path, prediction, k):
     windows = [
-        {"start": round(a, 3), "end": round(b, 3), "top": ranked(_top(prediction.labels, row, k))}
+        {"start": round(a, 3), "end": round(b, 3), "top": as_objects(likeliest(prediction.labels, row, k))}
         for (a, b), row in zip(prediction.windows, prediction.window_probabilities, strict=True)
     ]
-    top = ranked(prediction.top(k))
+    top = as_objects(prediction.top(k))
     return json.dumps({"file": str(path), "duration": round(prediction.duration, 3), "top": top, "windows": windows})
 
 
@@ -266,8 +282,7 @@ def show(classifier: Classifier, files: list[Path], options: Options) -> list[Us
         elif options.csv:
             writer.writerow([path, f"{outcome.duration:.3f}", *(f"{p:.6f}" for p in outcome.probabilities)])
         else:
-            ranked = "   ".join(f"{label} {100 * p:5.1f} %" for label, p in outcome.top(options.top))
-            print(f"{path!s:<{width}}  {outcome.duration:7.2f} s   {ranked}")
+            print(f"{path!s:<{width}}  {outcome.duration:7.2f} s   {as_text(outcome.top(options.top))}")
     if options.embeddings and kept:
         target = Path(options.embeddings)
         try:
@@ -307,11 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--json and --csv are two formats: give one of them.")
         if options.top < 1:
             raise UserError(f"--top has to be at least 1, not {options.top}.")
-        gpu = torch.cuda.is_available()
-        if options.device == "cuda" and not gpu:
-            raise UserError("--device cuda: this machine has no GPU that torch can use; take --device cpu, or auto.")
-        device = "cuda" if gpu and options.device != "cpu" else "cpu"
-        bad = show(load(path, device, options.precision), recordings_of(files), options)
+        bad = show(load(path, device_of(options.device), options.precision), recordings_of(files), options)
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,9 +5,17 @@
 
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
+from kernels.gelu import gelu
+from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
-from kernels.rms_norm import rms_norm
-from kernels.selective_scan import causal_conv, causal_conv_step, selective_scan, selective_scan_step
+from kernels.selective_scan import (
+    causal_conv,
+    causal_conv_step,
+    causal_conv_steps,
+    selective_scan,
+    selective_scan_step,
+    selective_scan_steps,
+)
 from kernels.spec_mask import apply_spec_augment, apply_spec_mask, draw_spec_augment, draw_spec_mask, paint
 from kernels.waveform import remove_mean, waveforms
 
@@ -18,9 +26,12 @@ __all__ = [
     "attention",
     "causal_conv",
     "causal_conv_step",
+    "causal_conv_steps",
     "draw_spec_augment",
     "draw_spec_mask",
     "fbank",
+    "gelu",
+    "layer_norm",
     "normalise",
     "paint",
     "patch_embed",
@@ -28,5 +39,6 @@ __all__ = [
     "rms_norm",
     "selective_scan",
     "selective_scan_step",
+    "selective_scan_steps",
     "waveforms",
 ]

@@ -60,16 +60,36 @@ def test_convolution_steps_are_the_convolution(L, K):
         y, past = kernels.causal_conv_step(u[:, t], weight, bias, past)
         out.append(y)
     # The same sums of four terms. Seen: 9e-16.
-    torch.testing.assert_close(torch.stack(out, 1), kernels.causal_conv(u, weight, bias), rtol=0, atol=1e-12)
+    wanted = kernels.causal_conv(u, weight, bias)
+    torch.testing.assert_close(torch.stack(out, 1), wanted, rtol=0, atol=1e-12)
+    several, inputs = kernels.causal_conv_steps(u, weight, bias, torch.zeros(2, K - 1, 5, dtype=torch.float64))
+    torch.testing.assert_close(several, wanted, rtol=0, atol=1e-12)
+    assert torch.equal(inputs[:, L:], past)
 
 
+@pytest.mark.parametrize("L", [1, 2, 7])
+def test_several_scan_steps_are_that_many_single_ones(L):
+    given = arguments(2, L, 20, two=False)
+    state, out = torch.randn(2, 20, given["A"].shape[1], dtype=torch.float64), []
+    found, states = kernels.selective_scan_steps(**given, state=state)
+    for t in range(L):
+        one = {n: v[:, t] if n in ROWS else v for n, v in given.items()}
+        y, state = kernels.selective_scan_step(**one, state=state)
+        out.append(y)
+        torch.testing.assert_close(states[:, t], state, rtol=0, atol=1e-12)
+    # The same operations; a product over states may add in another order. Seen: 0.
+    torch.testing.assert_close(found, torch.stack(out, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("name", ["delta", "z", "A", "B", "C", "D", "delta_bias", "state"])
-def test_refused_shapes_of_a_scan_step(name):
-    given = {n: v[:, 0] if n in ROWS else v for n, v in arguments(2, 1, 3, S=2, two=False).items()}
+def test_refused_shapes_of_a_scan_step(name, several):
+    rows = arguments(2, 1, 3, S=2, two=False)
+    given = rows if several else {n: v[:, 0] if n in ROWS else v for n, v in rows.items()}
     given["state"] = torch.zeros(2, 3, 2)
     given[name] = torch.cat([given[name], given[name]], 0)
     with pytest.raises(ValueError, match=rf"^{name if name != 'A' else 'A|delta'}.* goes with u"):
-        kernels.selective_scan_step(**given)
+        (kernels.selective_scan_steps if several else kernels.selective_scan_step)(**given)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +104,8 @@ def test_refused_shapes_of_a_scan_step(name):
 def test_refused_shapes_of_a_convolution_step(shapes, said):
     with pytest.raises(ValueError, match=said):
         kernels.causal_conv_step(*(torch.zeros(s) for s in shapes))
+    with pytest.raises(ValueError, match=said):
+        kernels.causal_conv_steps(torch.zeros(*shapes[0][:1], 1, *shapes[0][1:]), *map(torch.zeros, shapes[1:]))
 
 
 def made(N, place="end", positions="learned", directions="none", dtype=torch.float64):
@@ -162,6 +184,40 @@ def test_class_features_at_any_moment_are_those_of_a_shorter_clip():
             for _ in range(2):
                 wanted = shorter.features(log_mel[:, :T])
                 torch.testing.assert_close(model.class_features(state), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", ["learned", "none"])
+@pytest.mark.parametrize("together", [(1,) * 11, (3, 1, 7), (11,), (5, 6)], ids=str)
+def test_patches_heard_together_are_steps(together, positions):
+    """In pieces of so many patches: the class token after each, and the state, as patch by patch."""
+    model, log_mel = made(11, positions=positions)
+    grid, state, single = model.config.grid, model.start(2), model.start(2)
+    with torch.no_grad():
+        for k in together:
+            first = state.patches * grid.st
+            features, state = model.hear(log_mel[:, first : first + (k - 1) * grid.st + grid.pt], state)
+            for _ in range(k):
+                _, single = model.step(patch(model, log_mel, single.patches), single)
+            # A product of k rows against one of one row in float64. Seen: 3e-15.
+            torch.testing.assert_close(features, model.class_features(single), rtol=0, atol=1e-12)
+            assert state.patches == single.patches
+            for ours, theirs in zip(state.mixers, single.mixers, strict=True):
+                torch.testing.assert_close(ours.scan, theirs.scan, rtol=0, atol=1e-12)
+                torch.testing.assert_close(ours.past, theirs.past, rtol=0, atol=1e-12)
+        torch.testing.assert_close(features, model.features(log_mel), rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_heard_together():
+    model, log_mel = made(3)
+    for frames in (log_mel[:, :9], log_mel[:, :11], log_mel[:, :10, :8], log_mel[0]):
+        with pytest.raises(ValueError, match=r"frames are \(B, \(k - 1\) st \+ pt, F\) with pt=10, st=4 and F=16, got"):
+            model.hear(frames, model.start(2))
+    _, state = model.hear(log_mel[:, :14], model.start(2))
+    with pytest.raises(ValueError, match="the 3 patches that have a position are past: start anew"):
+        model.hear(log_mel[:, :14], state)
+    middle, _ = made(3, "middle")
+    with pytest.raises(ValueError, match='the class token stands in the middle of a clip: place "end" hears on'):
+        middle.hear(log_mel[:, :10], middle.start(2))
 
 
 def test_a_state_can_be_gone_on_from_twice():

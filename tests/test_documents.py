@@ -10,9 +10,11 @@ import pytest
 
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
-from fftp import convert, export
+from fftp import convert, export, listen
+from fftp import report as page
 from kernels import ranges
 from tests import runs
+from tests.test_reproduction import line as reproduce_line
 from train import reproduce, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +153,8 @@ def test_pictures_show_the_newest_lines(tmp_path):
     figures = {"parts_ms": parts, "step_ms": 200.0, "plain_step_ms": 190.0}
     measure.append(line_of("step_parts", {"model": "aum", "size": "tiny", "grid": "g", "B": 8}, figures), tmp_path)
     measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
+    for name in ("ast_square", "ast_fftp"):
+        measure.append(reproduce_line(name, 0, 0.5), tmp_path)
     assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
     plots.write(tmp_path, lines)
     assert plots.behind(tmp_path, lines) == []
@@ -164,6 +168,17 @@ def test_pictures_show_the_newest_lines(tmp_path):
     plots.write(tmp_path, lines)
     assert plots.behind(tmp_path, lines) == []
     assert not (tmp_path / "performance_step.png").exists()
+
+
+def test_live_sound_is_shown_beside_a_window_run_anew(tmp_path):
+    figures = {"hops": 200, "ms": {"p50": 16.23, "p99": 20.0}, "anew_ms": 162.3, "anew_over_ours": 10.04}
+    for model, carried, right in (("aum", True, True), ("ast", False, True), ("ast", False, False)):
+        case = {"model": model, "size": "tiny", "grid": "g", "seconds": 10 if right else 1, "hop_ms": 100}
+        measure.append(line_of("stream", case, figures | {"carried": carried}, correct=right), tmp_path)
+    text = report.performance(tmp_path)
+    assert "| AuM-tiny | g | 10 | 100 | state carried on | 16.2 | 20 | 162 | 10.04 |" in text
+    assert "| AST-tiny | g | 10 | 100 | frames kept, model anew | 16.2 |" in text
+    assert "| AST-tiny | g | 1 | 100 | wrong, no figures |  |" in text
 
 
 def test_tests_on_a_gpu_are_listed(tmp_path):
@@ -185,11 +200,21 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, export.Options, reproduce.Options)
+        for options in (convert.Options, export.Options, listen.Options, reproduce.Options, page.Options)
         for field in fields(options)
     }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
-    other |= {"--markdown", "--inplace", "--rehearse", "--nvtx", "--nproc-per-node", "--only", "--baseline"}
+    other |= {
+        "--no-carry",
+        "--markdown",
+        "--inplace",
+        "--rehearse",
+        "--nvtx",
+        "--nproc-per-node",
+        "--only",
+        "--baseline",
+        "--scores",
+    }
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)
     named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*[a-z](?!-\.)", span)}

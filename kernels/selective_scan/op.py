@@ -65,21 +65,50 @@ def selective_scan_step(
     before the first, in float32 or float64. The given state is left as it is. Plain PyTorch on every device. Raises
     ValueError when shapes disagree.
     """
-    batch, E = u.shape if u.ndim == 2 else (0, 0)
-    S = A.shape[1] if A.ndim == 2 else 0
+    _check_steps(u, delta, A, B, C, D, z, delta_bias, state, u.shape if u.ndim == 2 else (0, 0))
+    rows = (t[:, None] for t in (u, delta, B, C, z))
+    out, states = _steps(*rows, A, D, delta_bias, state)
+    return out[:, 0], states[:, 0]
+
+
+def selective_scan_steps(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    z: torch.Tensor,
+    delta_bias: torch.Tensor,
+    state: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next L tokens of `selective_scan`, forward: (out `[B, L, E]` in u's type, the states after each `[B, L, E, S]`).
+
+    u, delta, z `[B, L, E]`; B, C `[B, L, S]`; state and the rest as for `selective_scan_step`, which this is L times. For
+    few tokens: it keeps every state. Raises ValueError when shapes disagree.
+    """
+    _check_steps(u, delta, A, B, C, D, z, delta_bias, state, u.shape if u.ndim == 3 else (0, 0, 0))
+    return _steps(u, delta, B, C, z, A, D, delta_bias, state)
+
+
+def _check_steps(u, delta, A, B, C, D, z, delta_bias, state, rows):
+    E, S = rows[-1], A.shape[1] if A.ndim == 2 else 0
     wanted = {
-        "delta": (delta, (batch, E)),
-        "z": (z, (batch, E)),
+        "delta": (delta, tuple(rows)),
+        "z": (z, tuple(rows)),
         "A": (A, (E, S)),
-        "B": (B, (batch, S)),
-        "C": (C, (batch, S)),
+        "B": (B, (*rows[:-1], S)),
+        "C": (C, (*rows[:-1], S)),
         "D": (D, (E,)),
         "delta_bias": (delta_bias, (E,)),
-        "state": (state, (batch, E, S)),
+        "state": (state, (rows[0], E, S)),
     }
     _check(u, A, wanted)
+
+
+def _steps(u, delta, B, C, z, A, D, delta_bias, state):
     with dispatch.unmixed(u.device.type):
-        return reference.selective_scan_step(u, delta, A, B, C, D, z, delta_bias, state)
+        return reference.selective_scan_steps(u, delta, A, B, C, D, z, delta_bias, state)
 
 
 def _check(u, A, wanted):
@@ -111,14 +140,31 @@ def causal_conv_step(
     u `[B, E]`; past `[B, K - 1, E]`: the inputs before it, the oldest first, 0 before the first. The given past is left as it
     is. Plain PyTorch on every device. Raises ValueError when shapes disagree.
     """
-    if u.ndim != 2 or weight.ndim != 2 or past.shape != (u.shape[0], weight.shape[1] - 1, u.shape[1]):
+    _check_conv_steps(u, weight, bias, past, "(B, E)", 2)
+    out, inputs = reference.causal_conv_steps(u[:, None], weight, bias, past)
+    return out[:, 0], inputs[:, 1:]
+
+
+def causal_conv_steps(
+    u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, past: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next L tokens of `causal_conv`, forward: (out `[B, L, E]`, inputs `[B, K - 1 + L, E]`: the past after t tokens is
+    inputs[:, t : t + K - 1]).
+
+    u `[B, L, E]`; past as for `causal_conv_step`, which this is L times. Raises ValueError when shapes disagree.
+    """
+    _check_conv_steps(u, weight, bias, past, "(B, L, E)", 3)
+    return reference.causal_conv_steps(u, weight, bias, past)
+
+
+def _check_conv_steps(u, weight, bias, past, shape, axes):
+    if u.ndim != axes or weight.ndim != 2 or past.shape != (u.shape[0], weight.shape[1] - 1, u.shape[-1]):
         raise ValueError(
-            "u (B, E) and weight (E, K) take past (B, K - 1, E), "
+            f"u {shape} and weight (E, K) take past (B, K - 1, E), "
             f"got {tuple(u.shape)}, {tuple(weight.shape)} and {tuple(past.shape)}"
         )
-    if weight.shape[0] != u.shape[1] or bias.shape != weight.shape[:1]:
+    if weight.shape[0] != u.shape[-1] or bias.shape != weight.shape[:1]:
         raise ValueError(
-            "u (B, E) takes weight (E, K) and bias (E,), "
+            f"u {shape} takes weight (E, K) and bias (E,), "
             f"got {tuple(u.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
-    return reference.causal_conv_step(u, weight, bias, past)

@@ -45,12 +45,19 @@ def _advance(state, u, delta, A, B, C):
     return state, (state @ C[:, :, None]).squeeze(-1)  # (B, E, S) @ (B, S, 1) -> (B, E)
 
 
-def selective_scan_step(u, delta, A, B, C, D, z, delta_bias, state):
-    """(out, state) of one token, `[B, E]` and `[B, E, S]`."""
+def selective_scan_steps(u, delta, A, B, C, D, z, delta_bias, state):
+    """(out `[B, L, E]`, states `[B, L, E, S]`) of L tokens that go on from a state `[B, E, S]`."""
     dtype = u.dtype
     u, delta, A, B, C, D, z, delta_bias = precise(u, delta, A, B, C, D, z, delta_bias)
-    state, y = _advance(state, u, nnf.softplus(delta + delta_bias), A, B, C)
-    return ((y + D * u) * nnf.silu(z)).to(dtype), state
+    delta = nnf.softplus(delta + delta_bias)
+    decay = torch.exp(delta[..., None] * A)  # (B, L, E, S)
+    entering, states = (delta * u)[..., None] * B[:, :, None], []
+    for t in range(u.shape[1]):
+        state = decay[:, t] * state + entering[:, t]
+        states.append(state)
+    states = torch.stack(states, 1)
+    y = (states @ C[..., None]).squeeze(-1)  # (B, L, E, S) @ (B, L, S, 1) -> (B, L, E)
+    return ((y + D * u) * nnf.silu(z)).to(dtype), states
 
 
 def causal_conv(u, weight, bias, reverse):
@@ -66,10 +73,10 @@ def causal_conv(u, weight, bias, reverse):
     return nnf.silu(total)
 
 
-def causal_conv_step(u, weight, bias, past):
-    """(out, past) of one token `[B, E]`, with the K - 1 inputs before it, `[B, K - 1, E]`."""
-    window = torch.cat([past, u[:, None]], 1)  # (B, K, E)
-    total = bias + window[:, 0] * weight[:, 0]
+def causal_conv_steps(u, weight, bias, past):
+    """(out `[B, L, E]`, inputs `[B, K - 1 + L, E]`) of L tokens, with the K - 1 inputs before them."""
+    inputs, L = torch.cat([past, u], 1), u.shape[1]
+    total = bias + inputs[:, :L] * weight[:, 0]
     for j in range(1, weight.shape[1]):
-        total = total + window[:, j] * weight[:, j]
-    return nnf.silu(total), window[:, 1:]
+        total = total + inputs[:, j : j + L] * weight[:, j]
+    return nnf.silu(total), inputs
