@@ -12,6 +12,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 import kernels
+from fftp.hub import Pretrained
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -27,7 +28,8 @@ HEAD_EPS = 1e-5  # LayerNorm in the head
 
 @dataclass(frozen=True, kw_only=True)
 class ASTConfig:
-    """tokens: 2 for the class and distillation tokens of DeiT, as AST has them; 1 for the class token alone."""
+    """tokens: 2 for the class and distillation tokens of DeiT, as AST has them; 1 for the class token alone. eps: of every
+    LayerNorm, as transformers has it; None is 1e-6 in the backbone and 1e-5 in the head, as AST's own code."""
 
     grid: PatchGrid
     classes: int
@@ -36,6 +38,7 @@ class ASTConfig:
     heads: int = 3
     tokens: Literal[1, 2] = 2
     positions: Literal["learned", "none"] = "learned"
+    eps: float | None = None
 
     def __post_init__(self):
         if self.dim % self.heads:
@@ -111,7 +114,7 @@ class Block(nn.Module):
         return nnf.linear(x, self.fc2.weight), residual, self.fc2.bias
 
 
-class AST(nn.Module):
+class AST(nn.Module, Pretrained):
     """Normalised log-mel `[B, T, F]` to logits `[B, C]`."""
 
     def __init__(self, config: ASTConfig):
@@ -122,6 +125,9 @@ class AST(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=BACKBONE_EPS)
         self.head_norm = nn.LayerNorm(config.dim, eps=HEAD_EPS)
         self.head = nn.Linear(config.dim, config.classes)
+        if config.eps is not None:
+            for norm in (m for m in self.modules() if isinstance(m, nn.LayerNorm)):
+                norm.eps = config.eps
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import kernels
+from fftp.hub import Pretrained
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 
@@ -188,7 +189,7 @@ class Layer(nn.Module):
         return self.mixer(normed), total
 
 
-class AuM(nn.Module):
+class AuM(nn.Module, Pretrained):
     """Normalised log-mel `[B, T, F]` to logits `[B, C]`."""
 
     def __init__(self, config: AuMConfig):

@@ -1,7 +1,8 @@
 """Checkpoints: a folder of model.safetensors and config.json. Loading one runs no code.
 
 config.json: {"format", "model": "ast" | "aum", "architecture": the model's configuration, "grid", "front_end",
-"labels": [...], "multi_label", "settings": of the run that trained it, "version"}.
+"labels": [...], "multi_label", "settings": of the run that trained it, "version"}, "model_type" for transformers
+(`fftp.transformers_model`), and "metrics" where `save_pretrained` knew them.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ MODELS = {"ast": (AST, ASTConfig), "aum": (AuM, AuMConfig)}
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What a model needs besides its weights, and where it came from."""
+    """What a model needs besides its weights, and where it came from; metrics are of its run's test split, if known."""
 
     model: ASTConfig | AuMConfig
     front_end: FrontEndSettings
     labels: tuple[str, ...]
     multi_label: bool
     settings: dict[str, Any]
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         architecture = asdict(self.model)
@@ -47,6 +49,7 @@ class CheckpointConfig:
         return {
             "format": FORMAT,
             "version": __version__,
+            "model_type": "fftp",
             "model": "ast" if isinstance(self.model, ASTConfig) else "aum",
             "architecture": architecture,
             "grid": grid,
@@ -54,6 +57,7 @@ class CheckpointConfig:
             "labels": list(self.labels),
             "multi_label": self.multi_label,
             "settings": self.settings,
+            **({"metrics": self.metrics} if self.metrics else {}),
         }
 
     @classmethod
@@ -67,6 +71,7 @@ class CheckpointConfig:
             labels=tuple(written["labels"]),
             multi_label=bool(written["multi_label"]),
             settings=written["settings"],
+            metrics=dict(written.get("metrics", {})),
         )
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""python -m fftp.convert FILE FOLDER: published weights of AST or AuM as a checkpoint of ours, for another geometry if asked.
+"""python -m fftp.convert SOURCE FOLDER: published weights of AST or AuM, or of an image model, as a checkpoint of ours.
 
-Sizes and patch grid come from the tensors (`fftp.published`); positions and patch kernels are resized where the new grid
-differs, and a head of other classes is replaced.
+Sizes and patch grid come from the tensors (`fftp.published`) and, for a folder of transformers, from its JSON files;
+positions and patch kernels are resized where the new grid differs, and a head of other classes is replaced.
 """
 
 import csv
@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fftp import checkpoint, command
+from fftp import checkpoint, command, fitting, hub, layouts
 from fftp.ast_model import AST, ASTConfig
 from fftp.aum_model import AuM
 from fftp.errors import UserError
 from fftp.frontend import STATISTICS, FrontEndSettings
-from fftp.patching import PatchGrid
-from fftp.published import Hints, from_ast, from_aum, load
+from fftp.patching import PatchGrid, image_positions
+from fftp.published import AST_STRIDE, Hints, from_ast, from_aum, load
 from kernels import FbankSettings
 
 __all__ = ["Options", "convert", "from_ast", "from_aum", "main"]
@@ -27,7 +27,7 @@ __all__ = ["Options", "convert", "from_ast", "from_aum", "main"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Convert published weights of AST or AuM. What is not given stays as it is in the file."""
+    """Convert published weights of AST, AuM or an image model. What is not given stays as it is in the source."""
 
     patch: Literal["same", "fftp", "square"] = "same"
     """Patches of the new checkpoint: the file's, full-frequency, or square."""
@@ -44,12 +44,15 @@ class Options:
     resize: Literal["pinv", "bilinear"] = "pinv"
     """How patch kernels are resized: FlexiViT's pseudo-inverse, or bilinear with antialias."""
     labels: str = ""
-    """File of class names: a line each, or a CSV with a column display_name. Another number than the file's: a new head."""
+    """File of class names: a line each, or a CSV with a column display_name. Another number than the file's: a new head.
+    Needed for an image model."""
     multi_label: bool = False
     """A clip may have several labels, as in AudioSet: sigmoid outputs."""
-    mean: float = STATISTICS["audioset"][0]
-    """Of the log-mel, for normalising; default AudioSet's."""
-    std: float = STATISTICS["audioset"][1]
+    channels: Literal["sum", "mean"] = "sum"
+    """Image models: the three colour channels of the patch kernels are added up, as AST does, or averaged, as AuM does."""
+    mean: float | None = None
+    """Of the log-mel, for normalising; default the source's, or AudioSet's."""
+    std: float | None = None
     """The same."""
     place: Literal["head", "middle", "end"] = "middle"
     """AuM: where the class token of the file stands."""
@@ -63,41 +66,51 @@ class Options:
     """Of a new head's weights."""
 
 
-def convert(path: Path, options: Options) -> tuple[AST | AuM, checkpoint.CheckpointConfig, str]:
-    """(The model, its configuration, what was done to the weights) of a file of published weights. Raises UserError."""
-    hints = Hints(
-        heads=options.heads,
-        time_stride=options.file_time_stride,
-        freq_stride=options.file_freq_stride,
-        place=options.place,
-        frames=options.frames,
-    )
-    published, weights = load(path, hints)
-    old = published.grid
-    grid = _new_grid(options, old)
-    labels = _labels(options, published.classes)
-    config = checkpoint.CheckpointConfig(
-        model=replace(published, grid=grid, classes=len(labels)),
-        front_end=_front_end(options, grid),
+def convert(source: Path, options: Options) -> tuple[AST | AuM, checkpoint.CheckpointConfig, str, str]:
+    """(The model, its configuration, what was done to the weights, what that costs or "") of published weights.
+
+    source: a file, or a folder as transformers writes it. Raises UserError.
+    """
+    path, said = layouts.read_folder(source) if source.is_dir() else (source, layouts.Said())
+    config, weights, image = load(path, _hints(options, said))
+    if said.eps is not None:
+        config = replace(config, eps=said.eps)
+    old = config.grid
+    if image and not options.labels:
+        raise UserError(f"{path} is an image model, whose head knows no sounds: name your classes by --labels FILE.")
+    # AST's own geometry, for a model whose grid is that of images.
+    base = PatchGrid(T=1024, F=layouts.MELS, pt=old.pt, pf=old.pf, st=AST_STRIDE, sf=AST_STRIDE) if image else old
+    grid = _new_grid(options, base)
+    labels = _labels(options, config.classes, said)
+    made = checkpoint.CheckpointConfig(
+        model=replace(config, grid=grid, classes=len(labels)),
+        front_end=_front_end(options, grid, said),
         labels=labels,
-        multi_label=options.multi_label,
+        multi_label=options.multi_label or said.multi_label,
         settings={},
     )
-    done = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = config.build()  # draws the weights of a new head
+        model = made.build()  # draws the weights of a new head
     with torch.device("meta"):
-        source = replace(config, model=published).build()
-    source.load_state_dict(weights, assign=True)
-    if grid != old:
-        source.embed = source.embed.resized(grid, options.resize)
-        done.append(f"embedding resized from {_described(old)} to {_described(grid)}")
-    if len(labels) != published.classes:
-        source.head = model.head
-        done.append(f"a new head of {len(labels)} classes in place of {published.classes}")
-    model.load_state_dict(source.state_dict())
-    return model.eval(), config, "; ".join(done) or "weights as they are"
+        held = replace(made, model=config).build()
+    held.load_state_dict(weights, assign=True)
+    done = fitting.fit(held, model, not image and len(labels) == config.classes, options.resize)
+    if image and not grid.full_frequency:
+        position = image_positions(weights["embed.position"], config.tokens, old, grid)
+        model.embed.position.data = position
+    return model.eval(), made, "; ".join(done) or "weights as they are", fitting.cost(old, grid)
+
+
+def _hints(options, said) -> Hints:
+    return Hints(
+        heads=options.heads or said.heads,
+        time_stride=options.file_time_stride or said.time_stride,
+        freq_stride=options.file_freq_stride or said.freq_stride,
+        place=options.place,
+        frames=said.frames or options.frames,
+        channels=options.channels,
+    )
 
 
 def _new_grid(options, old) -> PatchGrid:
@@ -118,23 +131,21 @@ def _new_grid(options, old) -> PatchGrid:
     return PatchGrid(T=options.frames or old.T, F=old.F, pt=pt, pf=pf, st=st, sf=sf)
 
 
-def _described(grid):
-    return f"{grid.N} patches of {grid.pt} frames x {grid.pf} bins"
-
-
-def _front_end(options, grid) -> FrontEndSettings:
-    if not options.std > 0 or not abs(options.mean) < float("inf") or options.std == float("inf"):
-        raise UserError(f"--mean and --std are finite and --std is above 0, not {options.mean} and {options.std}.")
-    fbank = FbankSettings(n_mels=grid.F)
-    return FrontEndSettings(
-        T=grid.T, clip_samples=fbank.samples(grid.T), mean=options.mean, std=options.std, fbank=fbank
+def _front_end(options, grid, said) -> FrontEndSettings:
+    mean, std = (
+        next(v for v in (getattr(options, name), getattr(said, name), published) if v is not None)
+        for name, published in zip(("mean", "std"), STATISTICS["audioset"], strict=True)
     )
+    if not std > 0 or not abs(mean) < float("inf") or std == float("inf"):
+        raise UserError(f"--mean and --std are finite and --std is above 0, not {mean} and {std}.")
+    fbank = FbankSettings(n_mels=grid.F)
+    return FrontEndSettings(T=grid.T, clip_samples=fbank.samples(grid.T), mean=mean, std=std, fbank=fbank)
 
 
-def _labels(options, classes) -> tuple[str, ...]:
-    """Names of the classes; numbers where no file gives them. Raises UserError."""
+def _labels(options, classes, said) -> tuple[str, ...]:
+    """Names of the classes; numbers where nothing gives them. Raises UserError."""
     if not options.labels:
-        return tuple(str(number) for number in range(classes))
+        return said.labels if len(said.labels) == classes else tuple(str(number) for number in range(classes))
     path = Path(options.labels)
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,25 +168,27 @@ def main(arguments: list[str] | None = None) -> int:
     import tyro
 
     def converted(
-        file: tyro.conf.Positional[str], folder: tyro.conf.Positional[str], options: Options
+        source: tyro.conf.Positional[str], folder: tyro.conf.Positional[str], options: Options
     ) -> tuple[str, str, Options]:
-        """Convert published weights of AST or AuM to a checkpoint that fftp.load reads.
+        """Convert published weights of AST, AuM or an image model to a checkpoint that fftp.load reads.
 
         Args:
-            file: A .safetensors or .pth file under the original's names.
+            source: A .safetensors or .pth file under the original's, transformers' or timm's names, a folder as
+                transformers writes it, or the id of one on the hub (NAME/NAME).
             folder: The checkpoint to write; it must not exist yet.
         """
-        return file, folder, options
+        return source, folder, options
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
         flat = (tyro.conf.OmitArgPrefixes,)
-        file, folder, options = command.parse(converted, words, "python -m fftp.convert", Options, flat)
+        source, folder, options = command.parse(converted, words, "python -m fftp.convert", Options, flat)
         _check_numbers(options)
         out = Path(folder)
         if out.exists():
             raise UserError(f"{out} is there already: give a new folder.")
-        model, config, done = convert(Path(file), options)
+        given = hub.fetched(source, hub.TRANSFORMERS_FILES) if hub.is_id(source) else Path(source)
+        model, config, done, cost = convert(given, options)
         try:
             with checkpoint.replacing(out) as beside:
                 checkpoint.save(beside, model, config)
@@ -187,6 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     _say(model, config, done, out)
+    if cost:
+        print(f"warning: {cost}", file=sys.stderr)
     return 0
 
 
@@ -202,7 +217,7 @@ def _say(model: nn.Module, config: checkpoint.CheckpointConfig, done: str, out: 
     kind = f"AST, {m.heads} heads" if isinstance(m, ASTConfig) else f"AuM, directions {m.directions}"
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(
-        f"{kind}, {m.depth} layers of {m.dim}, {parameters:.2f} M parameters; {front_end.T} frames, {_described(m.grid)}"
+        f"{kind}, {m.depth} layers of {m.dim}, {parameters:.2f} M parameters; {front_end.T} frames, {fitting.described(m.grid)}"
     )
     print(f"{done}; mean {front_end.mean:.4f}, std {front_end.std:.4f}, {len(config.labels)} classes -> {out}")
 

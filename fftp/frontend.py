@@ -41,6 +41,16 @@ class FrontEndSettings:
     def F(self) -> int:
         return self.fbank.n_mels
 
+    def windows(self, n: int) -> list[tuple[int, int]]:
+        """(start, end) in samples of the windows of a recording of n: end to end, the last one ending with the recording."""
+        W = self.clip_samples
+        if n <= W:
+            return [(0, n)]
+        starts = list(range(0, n - W + 1, W))
+        if starts[-1] + W < n:
+            starts.append(n - W)
+        return [(start, start + W) for start in starts]
+
 
 def _published(data: str, T: int, seconds: int) -> FrontEndSettings:
     mean, std = STATISTICS[data]
@@ -131,8 +141,8 @@ class RealFrontEnd(nn.Module):
     """`FrontEnd` as a module of real products alone, `[B, W]` -> normalised log-mel `[B, T, F]`, for torch.export and ONNX.
 
     The transform is a product with cosines and sines, where `kernels.fbank` has a complex FFT that few runtimes know; B may be
-    dynamic, W is fixed (default: settings.clip_samples) and all W samples are sound. It costs more than the FFT does: for
-    training and prediction here take `FrontEnd`.
+    dynamic, W is fixed (default: settings.clip_samples) and all W samples are sound, or the first `samples` of each clip,
+    which may be dynamic too. It costs more than the FFT does: for training and prediction here take `FrontEnd`.
 
     float32, by the same rule as `FrontEnd`: at most twice torchaudio's own error in float32, plus 1e-4. Each
     frame's mean is taken off before the product, since the lowest bands are differences of large sums otherwise; that a
@@ -157,7 +167,7 @@ class RealFrontEnd(nn.Module):
         for name, tensor in constants.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+    def forward(self, waveform: torch.Tensor, samples: int | None = None) -> torch.Tensor:
         s, fbank = self.settings, self.settings.fbank
         if waveform.ndim != 2 or waveform.shape[1] != self.W:
             raise ValueError(f"waveform is (B, {self.W}), got {tuple(waveform.shape)}")
@@ -167,11 +177,27 @@ class RealFrontEnd(nn.Module):
         spectrum = ((frames - fbank.preemphasis * before) * self.taper) @ self.transform  # (B, frames, 2 bins)
         real, imaginary = spectrum.square().chunk(2, 2)
         log_mel = ((real + imaginary) @ self.filters).clamp_min(LOG_FLOOR).log()  # (B, frames, F)
-        if s.fit == "resize":
+        if samples is not None:
+            sound = (
+                torch.arange(log_mel.shape[1], device=log_mel.device) * fbank.hop + fbank.frame <= samples
+            )  # (frames,)
+            log_mel = torch.where(sound[:, None], log_mel, 0.0)
+        if s.fit == "resize" and samples is not None:
+            log_mel = _stretched(log_mel, sound.sum(), s.T)
+        elif s.fit == "resize":
             log_mel = nnf.interpolate(log_mel.mT, size=s.T, mode="linear").mT
         else:
             log_mel = nnf.pad(log_mel[:, : s.T], (0, 0, 0, max(0, s.T - log_mel.shape[1])))
         return (log_mel - s.mean) / (2 * s.std)
+
+
+def _stretched(log_mel, frames, T):
+    """The first frames of each clip, a number on the device, stretched to T: linear interpolation as nnf.interpolate has it."""
+    at = ((torch.arange(T, device=log_mel.device) + 0.5) * (frames / T) - 0.5).clamp_min(0)  # (T,)
+    low = at.floor()
+    share = (at - low)[:, None]
+    high = torch.minimum(low + 1, (frames - 1).clamp_min(0).float())
+    return log_mel[:, low.long()] * (1 - share) + log_mel[:, high.long()] * share
 
 
 def _rolled(log_mel, roll):

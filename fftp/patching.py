@@ -175,6 +175,23 @@ def resize_positions(position: torch.Tensor, tokens: int, old: PatchGrid, new: P
     return torch.cat([position[:tokens], rows])
 
 
+def image_positions(position: torch.Tensor, tokens: int, old: PatchGrid, new: PatchGrid) -> torch.Tensor:
+    """A position table `[c + N, D]` of a square image for the patches of a spectrogram, by AST's rule (src/models).
+
+    Time first, then frequency: cut from the middle where the image has enough, else bilinear without antialias.
+    """
+    grid = position[tokens:].float().T.reshape(1, -1, old.n_f, old.n_t)  # (1, D, n_f, n_t)
+    for axis, size in ((3, new.n_t), (2, new.n_f)):
+        held = grid.shape[axis]
+        if size <= held:
+            grid = grid.narrow(axis, held // 2 - size // 2, size)
+        else:
+            shape = [*grid.shape[2:]]
+            shape[axis - 2] = size
+            grid = nnf.interpolate(grid, size=shape, mode="bilinear")
+    return torch.cat([position[:tokens], grid.flatten(2)[0].T.to(position.dtype)])
+
+
 def resize_kernel(weight: torch.Tensor, pt: int, pf: int, method: Literal["pinv", "bilinear"] = "pinv") -> torch.Tensor:
     """Patch weights `[D, 1, pt, pf]` for another patch size.
 

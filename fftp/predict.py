@@ -106,14 +106,8 @@ class Classifier:
         return mono
 
     def windows(self, n: int) -> list[tuple[int, int]]:
-        """(start, end) in samples of the windows of a recording of n: end to end, the last one ending with the recording."""
-        W = self.config.front_end.clip_samples
-        if n <= W:
-            return [(0, n)]
-        starts = list(range(0, n - W + 1, W))
-        if starts[-1] + W < n:
-            starts.append(n - W)
-        return [(start, start + W) for start in starts]
+        """(start, end) in samples of the windows of a recording of n samples, as `FrontEndSettings.windows`."""
+        return self.config.front_end.windows(n)
 
     def predict_many(self, recordings: list[np.ndarray]) -> list[Prediction]:
         """Predictions for recordings that `prepare` made; their windows go through the model together, BATCH at a time."""

@@ -1,26 +1,25 @@
 """Published weights of AST and AuM: their files, their names and shapes, and what they say of the model.
 
-`from_ast` and `from_aum` change names and the order of kernel axes, nothing else: the originals hold patch kernels as
-`[D, 1, pf, pt]` (frequency first), ours are `[D, 1, pt, pf]`. Reading a file never runs code.
+Files under transformers' or timm's names become AST's own first (`fftp.layouts`). `from_ast` and `from_aum` change names
+and the order of kernel axes, nothing else: the originals hold patch kernels as `[D, 1, pf, pt]` (frequency first), ours are
+`[D, 1, pt, pf]`.
 """
 
-import pickle
+import math
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
-from fftp import checkpoint
+from fftp import layouts
 from fftp.ast_model import AST, ASTConfig
 from fftp.aum_model import TAPS, AuM, AuMConfig
 from fftp.errors import UserError
 from fftp.patching import PatchGrid
 
-MELS = 128  # of every published model
 AST_STRIDE = 10  # frames and bins, of AST's published models but those that say otherwise
 AST_HEAD_WIDTH = 64  # dimensions a head, in each of AST's sizes
 
@@ -151,7 +150,7 @@ class Hints:
     """What the tensors of a file do not say; 0 stands for what the published models have.
 
     heads: AST's attention heads. time_stride, freq_stride: of the patches, in frames and bins. place: of AuM's class token.
-    frames: of the input, needed only where there are no positions.
+    frames: of the input, needed only where there are no positions. channels: what becomes of an image model's three.
     """
 
     heads: int = 0
@@ -159,76 +158,62 @@ class Hints:
     freq_stride: int = 0
     place: Literal["head", "middle", "end"] = "middle"
     frames: int = 0
+    channels: Literal["sum", "mean"] = "sum"
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a .safetensors or a PyTorch file, out of a wrapper called state_dict or model if there is one.
+class Published(NamedTuple):
+    """What a file holds: the model's configuration, its tensors under our names in float32, and whether it is an image
+    model, whose grid is that of its images and whose head is to be replaced."""
 
-    Nothing in the file is run. Raises UserError.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no file {path}: give a .safetensors or .pth file of published weights.")
-    if path.suffix == ".safetensors":
-        return checkpoint.read_tensors(path)
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise UserError(
-            f"{path} is no plain state dict: it is not a PyTorch file, or reading it would run code{what}; "
-            "save its state dict alone, best as .safetensors."
-        ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} is damaged or not a PyTorch file: take another copy.") from error
-    while isinstance(held, dict) and (inner := next((held[k] for k in ("state_dict", "model") if k in held), None)):
-        held = inner
-    if not isinstance(held, dict) or not held or not all(isinstance(v, torch.Tensor) for v in held.values()):
-        raise UserError(
-            f"{path} holds no state dict: a dictionary of tensors is wanted, alone or as state_dict or model."
-        )
-    return held
+    config: ASTConfig | AuMConfig
+    weights: dict[str, torch.Tensor]
+    image: bool
 
 
 _WRONG_RANK = "{} holds tensors of the wrong rank: is it another model's?"
 
 
-def load(path: Path, hints: Hints) -> tuple[ASTConfig | AuMConfig, dict[str, torch.Tensor]]:
-    """The configuration that the tensors' shapes and the hints speak of, and the tensors under our names in float32.
+def load(path: Path, hints: Hints) -> Published:
+    """The configuration that the tensors' shapes and the hints speak of, and the tensors.
 
     Raises UserError for a file of another model, for a tensor that is missing or too many, and for shapes that disagree.
     """
-    state = _stripped(read(path))
+    state = _stripped(layouts.read(path))
+    image, theirs = layouts.is_image(state), str  # theirs: what the file calls a tensor of AST's own code
+    if layouts.is_transformers(state):
+        state, theirs = _tensors(path, state, layouts.from_transformers), layouts.transformers_name
+    elif image:
+        state = _tensors(path, state, lambda held: layouts.from_image(held, hints.channels))
+        theirs = layouts.image_name
     if any(name.startswith("v.") for name in state):
-        convert, configure, names = from_ast, _ast_config, _AST
+        convert, configure, names = from_ast, _image_config if image else _ast_config, _AST
     elif any(name.startswith("layers.") and ".mixer." in name for name in state):
         convert, configure, names = from_aum, _aum_config, _AUM | _AUM_BACKWARD[_directions(state)]
     else:
         raise UserError(
-            f"{path} is neither AST's nor AuM's: no tensor is called v.blocks... or layers.0.mixer..., "
-            f"the first is {next(iter(state), None)!r}."
+            f"{path} is neither AST's nor AuM's: no tensor is called v.blocks..., layers.0.mixer..., "
+            f"audio_spectrogram_transformer... or blocks..., the first is {next(iter(state), None)!r}."
         )
     weights = _tensors(path, state, convert)
     for name, rank in (("embed.weight", 4), ("embed.class_token", 2), ("head.weight", 2), ("embed.position", 2)):
         if name in weights and weights[name].ndim != rank:
             raise UserError(_WRONG_RANK.format(path))
     if "head.weight" not in weights:
-        raise UserError(
-            f"{path} lacks {_original_name('head.weight', names)}: the checkpoint is not whole, take another."
-        )
+        lacking = theirs(_original_name("head.weight", names))
+        raise UserError(f"{path} lacks {lacking}: the checkpoint is not whole, take another.")
     config = configure(path, weights, hints)
     with torch.device("meta"):
         wanted = (AST if isinstance(config, ASTConfig) else AuM)(config).state_dict()
     for name, tensor in wanted.items():
-        theirs = _original_name(name, names)
+        called = theirs(_original_name(name, names))
         if name not in weights:
-            raise UserError(f"{path} lacks {theirs}: the checkpoint is not whole, take another copy.")
+            raise UserError(f"{path} lacks {called}: the checkpoint is not whole, take another copy.")
         if weights[name].shape != tensor.shape:
             raise UserError(
-                f"{path} holds {theirs} as {tuple(weights[name].shape)} in our order of axes, "
+                f"{path} holds {called} as {tuple(weights[name].shape)} in our order of axes, "
                 f"where the other tensors want {tuple(tensor.shape)}: is it another model's?"
             )
-    return config, weights
+    return Published(config, weights, image)
 
 
 def _tensors(path, state, convert: Callable):
@@ -244,16 +229,36 @@ def _depth(weights):
     return 1 + max((int(number[2]) for number in map(_NUMBER.match, weights) if number), default=-1)
 
 
-def _ast_config(path, weights, hints):
-    D, _, pt, pf = weights["embed.weight"].shape
-    tokens = weights["embed.class_token"].shape[0]
+def _heads(path, D, hints):
     heads = hints.heads or max(1, D // AST_HEAD_WIDTH)
     if D % heads:
         raise UserError(f"{path} is {D} dimensions wide, which {heads} heads do not divide: give its own by --heads.")
+    return heads
+
+
+def _ast_config(path, weights, hints):
+    D, _, pt, pf = weights["embed.weight"].shape
+    tokens = weights["embed.class_token"].shape[0]
+    heads = _heads(path, D, hints)
     grid = _published_grid(path, hints, weights, (pt, pf), (AST_STRIDE, AST_STRIDE), tokens)
     return ASTConfig(
         grid=grid, classes=weights["head.weight"].shape[0], dim=D, depth=_depth(weights), heads=heads, tokens=tokens
     )
+
+
+def _image_config(path, weights, hints):
+    """Of an image model, before its positions and kernels are fitted to spectrograms: its grid is the image's."""
+    D, _, high, wide = weights["embed.weight"].shape
+    tokens = weights["embed.class_token"].shape[0]
+    patches = weights["embed.position"].shape[0] - tokens
+    side = math.isqrt(max(0, patches))
+    if high != wide or side < 1 or side**2 != patches:
+        raise UserError(
+            f"{path} has {patches} positions for patches of {wide} x {high}: a model of square images and patches is wanted."
+        )
+    heads = _heads(path, D, hints)
+    grid = PatchGrid(T=side * wide, F=side * wide, pt=wide, pf=wide, st=wide, sf=wide)
+    return ASTConfig(grid=grid, classes=1, dim=D, depth=_depth(weights), heads=heads, tokens=tokens)
 
 
 def _aum_config(path, weights, hints):
@@ -287,11 +292,11 @@ def _published_grid(path, hints, weights, patch, stride, tokens) -> PatchGrid:
     The number of frames that fits is not unique; a power of two is taken if there is one, as in AuM (src/flexi).
     """
     (pt, pf), st, sf = patch, hints.time_stride or stride[0], hints.freq_stride or stride[1]
-    if pf > MELS:
-        raise UserError(f"{path} has patches of {pf} bins; published models have {MELS} mel bins in all.")
-    n_f = (MELS - pf) // sf + 1
+    if pf > layouts.MELS:
+        raise UserError(f"{path} has patches of {pf} bins; published models have {layouts.MELS} mel bins in all.")
+    n_f = (layouts.MELS - pf) // sf + 1
     if "embed.position" not in weights:
-        return PatchGrid(T=hints.frames, F=MELS, pt=pt, pf=pf, st=st, sf=sf)
+        return PatchGrid(T=hints.frames, F=layouts.MELS, pt=pt, pf=pf, st=st, sf=sf)
     N = weights["embed.position"].shape[0] - tokens
     if N < 1 or N % n_f:
         raise UserError(
@@ -299,5 +304,7 @@ def _published_grid(path, hints, weights, patch, stride, tokens) -> PatchGrid:
             "give its own strides by --file-time-stride and --file-freq-stride."
         )
     least = pt + (N // n_f - 1) * st
+    if least <= hints.frames < least + st:
+        return PatchGrid(T=hints.frames, F=layouts.MELS, pt=pt, pf=pf, st=st, sf=sf)
     T = next((2**k for k in range(6, 20) if least <= 2**k < least + st), least)
-    return PatchGrid(T=T, F=MELS, pt=pt, pf=pf, st=st, sf=sf)
+    return PatchGrid(T=T, F=layouts.MELS, pt=pt, pf=pf, st=st, sf=sf)

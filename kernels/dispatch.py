@@ -5,11 +5,12 @@ first backend that applies runs, otherwise the reference. The environment variab
 overrides both, for tests and benchmarks; a backend asked for by name that cannot run raises, it never falls back.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -24,6 +25,10 @@ class BackendError(ValueError):
 
 def _always(device: str, dtype: str) -> str | None:
     return None
+
+
+def _exported(device: str, dtype: str) -> str | None:
+    return "it is one loop of a graph, for which fftp.export alone asks"
 
 
 def _cpu_float32(device: str, dtype: str) -> str | None:
@@ -210,6 +215,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         ),
         Backend("native", "kernels.selective_scan.native:selective_scan", _native_float32("selective_scan")),
         Backend("blocked", "kernels.selective_scan.blocked:selective_scan", _cpu_float32),
+        Backend("loop", "kernels.selective_scan.loop:selective_scan", _exported),
         Backend("reference", "kernels.selective_scan.reference:selective_scan"),
     ),
     "causal_conv": (
@@ -221,6 +227,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
 }
 
 _fused = False
+_plain: dict[str, str] | None = None  # what `plain` names, while it holds
 _in_use: dict[str, str] = {}
 # Operation and backend -> what was loaded. No dict: torch.compile looks at a dict once, at an attribute when it is read.
 _functions = types.SimpleNamespace()
@@ -264,6 +271,8 @@ def select(operation: str, device: str, dtype: str) -> Backend:
     Raises BackendError when FFTP_BACKEND asks for one that cannot run.
     """
     backends = TABLE[operation]
+    if _plain is not None:
+        return next(b for b in backends if b.name == _plain.get(operation, backends[-1].name))
     wanted = _overrides(os.environ.get("FFTP_BACKEND", "")).get(operation)
     if wanted is not None:
         backend = next(b for b in backends if b.name == wanted)
@@ -301,6 +310,23 @@ def _chosen(operation, device, dtype):
 
 # torch.compiler.assume_constant_result, without importing the compiler: the choice is made once, when a call is traced.
 _chosen._dynamo_marked_constant = True
+
+
+def unmixed(device: str) -> contextlib.AbstractContextManager:
+    """In here autocast is off. Where it is off already nothing happens, which torch.export can write to a file."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def plain(**named: str) -> Iterator[None]:
+    """In here the references run, and for each operation named the backend of that name, whatever else was asked for and
+    whatever it refuses."""
+    global _plain
+    before, _plain = _plain, named
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def in_use() -> dict[str, str]:

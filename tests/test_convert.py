@@ -39,9 +39,10 @@ def flags_for(name):
     return ["--file-time-stride", 4] if name.endswith("fftp") else []
 
 
-def converted(capsys, source, out, *flags):
+def converted(capsys, source, out, *flags, warned=False):
     ended = runs.run(capsys, source, out, *flags, command=convert.main)
-    assert (ended.code, ended.err) == (0, "")
+    assert ended.code == 0, ended.err
+    assert ended.err.startswith("warning: patch kernels made for ") if warned else ended.err == ""
     return fftp.load(out), ended.out
 
 
@@ -145,7 +146,7 @@ def test_grids_of_published_files(name, rows, hints, T, n_f, n_t, tmp_path):
     key = "pos_embed.pos_embed" if name == "aum_v1" else "v.pos_embed"
     state[key] = torch.randn(1, rows, state[key].shape[2])
     heads = {"heads": 4} if name == "ast_tiny" else {}
-    config, ours = load_published(write(tmp_path / "theirs.pth", state), Hints(**hints, **heads))
+    config, ours, _ = load_published(write(tmp_path / "theirs.pth", state), Hints(**hints, **heads))
     assert (config.grid.T, config.grid.n_f, config.grid.n_t) == (T, n_f, n_t)
     assert torch.equal(ours["embed.position"], state[key][0])
 
@@ -154,7 +155,7 @@ def test_one_class_token_and_half_precision(tmp_path):
     """AST without its distillation token; a file in half precision is read in float32."""
     state = {n: t.half() for n, t in weights("ast_tiny").items() if n != "v.dist_token"}
     state["v.pos_embed"] = state["v.pos_embed"][:, 1:]
-    config, ours = load_published(write(tmp_path / "theirs.pth", state), Hints(heads=4))
+    config, ours, _ = load_published(write(tmp_path / "theirs.pth", state), Hints(heads=4))
     assert (config.tokens, config.grid.N) == (1, 60)
     assert {t.dtype for t in ours.values()} == {torch.float32}
     model = AST(config)
@@ -175,7 +176,7 @@ def test_published_head_widths(tmp_path):
     state |= {"v.pos_embed": model.embed.position[None], "v.patch_embed.proj.bias": model.embed.bias}
     state["v.patch_embed.proj.weight"] = model.embed.weight.mT
     state = {n: t.detach().contiguous() for n, t in state.items()}
-    config, ours = load_published(write(tmp_path / "theirs.safetensors", state), Hints())
+    config, ours, _ = load_published(write(tmp_path / "theirs.safetensors", state), Hints())
     assert config == model.config
     assert all(torch.equal(ours[n], t) for n, t in model.state_dict().items())
 
@@ -210,7 +211,8 @@ def test_without_positions(tmp_path, capsys):
 def test_another_geometry(name, flags, wanted, tmp_path, capsys):
     """Positions and kernel by the resizing rules, which test_patch_embed proves; every other tensor untouched."""
     state, old = weights(name), grid(name)
-    model, said = converted(capsys, write(tmp_path / "theirs.pth", state), tmp_path / "out", *flags)
+    source, warned = write(tmp_path / "theirs.pth", state), (wanted[1], wanted[2]) != (16, 16)
+    model, said = converted(capsys, source, tmp_path / "out", *flags, warned=warned)
     model, new = model.model, model.model.config.grid
     assert (new.T, new.pt, new.pf, new.st, new.sf) == wanted
     before = (convert.from_ast if name == "ast_tiny" else convert.from_aum)(state)
@@ -475,6 +477,6 @@ def test_a_grid_is_found_for_any_frames(tmp_path):
     state = weights("aum_v1")
     for n_t in (1, 2, 4, 7, 61, 64, 100):
         state["pos_embed.pos_embed"] = torch.zeros(1, 1 + 8 * n_t, 64)
-        config, _ = load_published(write(tmp_path / "theirs.pth", state), Hints())
+        config, *_ = load_published(write(tmp_path / "theirs.pth", state), Hints())
         assert (config.grid.n_f, config.grid.n_t) == (8, n_t)
         assert isinstance(config.grid, PatchGrid)

@@ -22,7 +22,7 @@ from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
 from kernels import FbankSettings, dispatch
-from train import data, ending, graph, loop, machine, metrics, parallel, pictures, scored, settings, statistics
+from train import data, ending, graph, loop, machine, metrics, parallel, pictures, scored, settings, start, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
@@ -99,6 +99,8 @@ def prepare(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) ->
         torch.set_num_threads(saved["resolved"]["threads"])
     device = parallel.together(lambda: machine.device_of(wanted.device))
     check_geometry(wanted)
+    if wanted.init and saved is None:  # before any data is read
+        parallel.together(lambda: start.check(wanted.init, model_of(wanted, 1)))
     fbank = FbankSettings(n_mels=wanted.mels)
     dataset, packed = parallel.in_turn(lambda: load(wanted, fbank))
     resolved = parallel.first(lambda: resolve(wanted, packed, dataset, fbank, device, saved))
@@ -195,7 +197,9 @@ def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, An
     if mean is None:
         measured, _ = statistics.measure(packed, front_end, wanted.seed, MEASURED_CLIPS)
         mean, std = measured.mean, measured.std
+    begun = start.about(wanted.init, model_of(wanted, len(packed.classes)), packed.classes) if wanted.init else None
     return {
+        **({"init": begun} if begun else {}),
         "precision": str(machine.precision_of(wanted.precision, device)).removeprefix("torch."),
         "processes": parallel.size(),
         "threads": torch.get_num_threads(),
@@ -220,7 +224,9 @@ def model_of(wanted: Settings, classes: int) -> ast_model.ASTConfig | aum_model.
 
 def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
     """Model, front end and feeds."""
-    model = model_of(wanted, len(packed.classes))
+    model, begun = model_of(wanted, len(packed.classes)), resolved.get("init")
+    if begun:
+        model = start.adopted(model, begun)
     level = {"mean": resolved["mean"], "std": resolved["std"]}
     config = checkpoint.CheckpointConfig(
         model=model,
@@ -232,7 +238,10 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
         settings=settings.to_dict(wanted),
     )
     torch.manual_seed(wanted.seed)  # initial weights are drawn on the CPU: the same on every device
-    network = config.build().to(device)
+    network = config.build()
+    if begun:
+        start.fill(network, wanted.init, config.labels, begun, out)
+    network = network.to(device)
     source = source_of(packed, device, wanted.device_memory_share)
     feeds = [Feed(source, packed.indices(s), FrontEnd(config.front_end)) for s in ("train", "validation")]
     return Task(
@@ -244,6 +253,7 @@ def build(wanted, resolved, packed: Pack, dataset, fbank, device, out) -> Task:
         device=device,
         precision=getattr(torch, resolved["precision"]),
         out=out,
+        began_from=begun,
     )
 
 
@@ -304,6 +314,8 @@ def announce(task: Task, packed: Pack) -> None:
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
     )
+    if task.began_from:
+        print(start.line(task.began_from))
     print(f"samples: {task.train.source}")
     print(step_line(task))
     if packed.absent:
@@ -472,6 +484,7 @@ def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[s
         "precision": str(task.precision).removeprefix("torch."),
         "machine": machine.describe(task.device),
         "commit": machine.commit(),
+        **({"began_from": task.began_from} if task.began_from else {}),
         "settings": asdict(task.settings),
     }
 

@@ -109,8 +109,12 @@ class Settings(AugmentSettings):
     """Clips of a step, over all processes and micro-batches."""
     accumulate: int = 1
     """Micro-batches that a process takes its clips of a step in, for batches that do not fit into memory."""
+    init: str = ""
+    """Begin with the weights of this checkpoint, or of the best one of this run's folder, instead of new ones (fine-tuning)."""
     lr: float = 1e-3
     """Peak learning rate."""
+    body_lr_scale: float = 1.0
+    """Learning rate of everything but the head, as a share of the head's; 0 trains the head alone."""
     warmup_epochs: float = 1.0
     """Linear from 0, a step at a time."""
     schedule: Literal["cosine", "step"] = "cosine"
@@ -173,6 +177,7 @@ class Settings(AugmentSettings):
             "log_every",
             "step_from",
             "keep_tokens",
+            "body_lr_scale",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):

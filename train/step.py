@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from train.averaging import MovingAverage
 from train.feed import Batch, Feed, Order
 from train.settings import Settings
 
+HEAD = ("head.", "head_norm.")  # how names of the head's parameters start; all others are the body's
 Part = tuple[np.ndarray, np.ndarray]  # positions in the split, and tickets, of some of a step's clips
 
 
@@ -38,6 +40,7 @@ class Task:
     device: torch.device
     precision: torch.dtype
     out: Path
+    began_from: dict[str, Any] | None = None  # train.start.about, under --init
 
     @property
     def key_metric(self) -> str:
@@ -48,26 +51,26 @@ def autocast(task: Task):
     return torch.autocast(task.device.type, dtype=torch.bfloat16, enabled=task.precision == torch.bfloat16)
 
 
-def optimiser_of(model: torch.nn.Module, settings: Settings, lr: torch.Tensor | None = None) -> torch.optim.Adam:
+def optimiser_of(
+    model: torch.nn.Module, settings: Settings, lr: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.optim.Adam:
     """AdamW without decay on what the model names (vectors, tokens, positions, scan decays), or Adam with L2 on everything.
 
-    lr: a tensor on the model's device that holds the learning rate of the moment; without it, settings.lr throughout.
+    lr: tensors on the model's device that hold the learning rates of the moment, the head's and the body's; without
+    them, settings' own throughout. Where the two are one rate there are no groups for them.
     """
-    how = {
-        "lr": settings.lr if lr is None else lr,
-        "betas": (settings.beta1, settings.beta2),
-        "fused": True,
-        "capturable": lr is not None and lr.is_cuda,
-    }
-    if settings.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), weight_decay=settings.weight_decay, **how)
-    kept = model.undecayed()
-    named = list(model.named_parameters())
+    adam, scale = settings.optimiser == "adam", settings.body_lr_scale
+    rates = (settings.lr, scale * settings.lr) if lr is None else lr
+    kept, groups = set() if adam else model.undecayed(), {}
+    for name, parameter in model.named_parameters():
+        body = scale != 1 and not name.startswith(HEAD)
+        groups.setdefault((name in kept, body), []).append(parameter)
     groups = [
-        {"params": [p for n, p in named if n not in kept], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in named if n in kept], "weight_decay": 0.0},
+        {"params": held, "weight_decay": 0.0 if spared else settings.weight_decay, "lr": rates[body]}
+        for (spared, body), held in sorted(groups.items())
     ]
-    return torch.optim.AdamW(groups, **how)
+    how = {"betas": (settings.beta1, settings.beta2), "fused": True, "capturable": lr is not None and lr[0].is_cuda}
+    return (torch.optim.Adam if adam else torch.optim.AdamW)(groups, **how)
 
 
 def learning_rate(settings: Settings, step: int, total: int) -> float:
@@ -115,11 +118,12 @@ class Step:
         self.forward = parallel.shared(task.model, device)
         # The CPU's AdamW takes the rate as a float64, as it would take a number; CUDA's as a float32.
         self.rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        self.body_rate = torch.zeros_like(self.rate)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.loss = torch.zeros((), device=device)
         self.broken = torch.zeros((), device=device)
         self.broken_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self.optimiser = optimiser_of(task.model, s, self.rate)
+        self.optimiser = optimiser_of(task.model, s, (self.rate, self.body_rate))
         # PyTorch warns of steps outside of a capture: the ones before it, and all of --graph off.
         self.optimiser._warned_capturable_if_run_uncaptured = True
         self.average = MovingAverage(task.model, s.average_decay) if s.average_decay else None
@@ -146,7 +150,9 @@ class Step:
     def aim(self, number: int) -> None:
         """Fill in what belongs to a step, counted from 0."""
         self.number.fill_(number)
-        self.rate.fill_(learning_rate(self.task.settings, number, self.total))
+        rate = learning_rate(self.task.settings, number, self.total)
+        self.rate.fill_(rate)
+        self.body_rate.fill_(self.task.settings.body_lr_scale * rate)
 
     def update(self, batches: Iterable[Batch]) -> None:
         """Gradients of all micro-batches, then the weights. Nothing in here reads a number from the device."""

@@ -16,5 +16,5 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         raise ValueError(
             f"x (..., D) takes a bias (D,) or None, got {tuple(x.shape)} and {None if bias is None else tuple(bias.shape)}"
         )
-    with torch.autocast(x.device.type, enabled=False):
+    with dispatch.unmixed(x.device.type):
         return dispatch.choose("gelu", x)(x, bias, torch.promote_types(x.dtype, torch.float32))

@@ -56,5 +56,5 @@ def _choose(operation, x, residual, vectors, eps, dtype):
     wide = torch.promote_types(stream.dtype, torch.float32)
     if dtype is None:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-    with torch.autocast(device, enabled=False):
+    with dispatch.unmixed(device):
         return dispatch.choose(operation, stream)(x, residual, *vectors.values(), eps, dtype, wide)

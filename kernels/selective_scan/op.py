@@ -43,7 +43,7 @@ def selective_scan(
     _check(u, A, wanted)
     if L == 0 or S == 0:
         raise ValueError(f"the scan needs at least one token and one state, got L={L} and S={S}")
-    with torch.autocast(u.device.type, enabled=False):
+    with dispatch.unmixed(u.device.type):
         scan = dispatch.choose("selective_scan", u)
         return scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
 
@@ -107,7 +107,7 @@ def _check_steps(u, delta, A, B, C, D, z, delta_bias, state, rows):
 
 
 def _steps(u, delta, B, C, z, A, D, delta_bias, state):
-    with torch.autocast(u.device.type, enabled=False):
+    with dispatch.unmixed(u.device.type):
         return reference.selective_scan_steps(u, delta, A, B, C, D, z, delta_bias, state)
 
 
