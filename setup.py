@@ -37,11 +37,12 @@ def library(folder: str, *headers: str, contract: str = "off") -> Extension:
 
 setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
-    package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"]},
+    package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"], "fftp.page": ["style.css", "script.js"]},
     ext_modules=[
         library("kernels/attention", "../native.h"),
         library("kernels/fbank", "native_lanes.h", "../native.h"),
-        library("kernels/rms_norm", "native_lanes.h", "../lanes.h", "../native.h"),
+        library("kernels/gelu", "native_lanes.h", "../lanes.h", "../native.h"),
+        library("kernels/norm", "native_lanes.h", "../lanes.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),
         library("kernels/selective_scan", "native_body.h", contract="fast"),
     ],

@@ -89,12 +89,11 @@ def _candidate(changed, model, size, grid, B, L, dtype, device, train, sets):
 
 def _run(blocks, x, dtype):
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        residual = None
+        stream = (x,)  # ours hand on what the next norm adds up
         for block in blocks:
-            x = block(x) if residual is None else block(x, residual)
-            if isinstance(x, tuple):  # AuM's layers hand the sum on, for the next one's norm to add
-                x, residual = x
-    return x if residual is None else x + residual
+            stream = block(*stream)
+            stream = stream if isinstance(stream, tuple) else (stream,)
+        return sum(part for part in stream if part is not None)
 
 
 def _plain(blocks):

@@ -8,6 +8,7 @@ docs/COMPILED.md is what --markdown writes.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -56,7 +57,8 @@ def cases(arch: str) -> Iterator[Case]:
     yield from _spec_mask_cases()
     yield from _waveform_cases()
     yield from _fbank_cases()
-    yield from _rms_norm_cases()
+    yield from _norm_cases()
+    yield from _gelu_cases()
     yield from _selective_scan_cases(arch)
     yield from _chunked_scan_cases(arch)
 
@@ -256,30 +258,51 @@ def _fbank_cases():
         )
 
 
-def _rms_norm_cases():
-    from kernels.rms_norm import kernel
+def _norm_cases():
+    from kernels.norm import kernel
 
-    for name, function, flag in (
-        ("rms_norm", kernel._forward_kernel, "ADD"),
-        ("rms_norm backward", kernel._backward_kernel, "NARROW"),
-    ):
-        for dtype in ("bf16", "fp16", "fp32"):
-            for width in WIDTHS:
-                block = 1 << (width - 1).bit_length()
-                constants = {"INTERPRETED": False, "BLOCK_R": kernel.BLOCK // block, "BLOCK_D": block}
-                constants[flag] = flag == "ADD" or dtype != "fp32"
-                pointers = dict.fromkeys(_pointers(function), "*fp32")
-                pointers |= {a: f"*{dtype}" for a in ("x_ptr", "normed_ptr", "grad_ptr", "d_x_ptr") if a in pointers}
-                yield Case(
-                    kernel=name,
-                    config=f"{dtype}, width {width}",
-                    function=function,
-                    types=_numbers(function, constants) | pointers | {"eps": "fp32"},
-                    constants=constants,
-                    divisible=("D",),
-                    options={"num_warps": kernel.WARPS},
-                    tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
-                )
+    for operation, centred in (("rms_norm", False), ("layer_norm", True)):
+        for function, dtype, width in itertools.product(
+            (kernel._forward_kernel, kernel._backward_kernel), ("bf16", "fp16", "fp32"), WIDTHS
+        ):
+            forward, block = function is kernel._forward_kernel, 1 << (width - 1).bit_length()
+            constants = {"INTERPRETED": False, "BLOCK_R": kernel.BLOCK // block, "BLOCK_D": block, "CENTRED": centred}
+            constants |= {"ADD": True, "BIAS": centred} if forward else {"NARROW": dtype != "fp32"}
+            pointers = dict.fromkeys(_pointers(function), "*fp32")
+            pointers |= {a: f"*{dtype}" for a in ("x_ptr", "normed_ptr", "grad_ptr", "d_x_ptr") if a in pointers}
+            yield Case(
+                kernel=operation if forward else f"{operation} backward",
+                config=f"{dtype}, width {width}",
+                function=function,
+                types=_numbers(function, constants) | pointers | {"eps": "fp32"},
+                constants=constants,
+                divisible=("D",),
+                options={"num_warps": kernel.WARPS},
+                tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
+            )
+
+
+def _gelu_cases():
+    from kernels.gelu import kernel
+
+    rows, columns = kernel.BLOCK
+    for name, function in (("gelu", kernel._forward_kernel), ("gelu backward", kernel._backward_kernel)):
+        for biased, dtype in ((True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")):
+            constants = {"BIAS": biased, "INTERPRETED": False, "BLOCK_R": rows, "BLOCK_D": columns}
+            pointers = dict.fromkeys(_pointers(function), f"*{dtype}") | {
+                "bias_ptr": "*fp32" if biased else f"*{dtype}"
+            }
+            pointers |= {"partial_ptr": "*fp32"} if name == "gelu backward" else {}
+            yield Case(
+                kernel=name,
+                config=f"{dtype}{'' if biased else ', no bias'}",
+                function=function,
+                types=_numbers(function, constants) | pointers,
+                constants=constants,
+                divisible=("D",),
+                options={"num_warps": kernel.WARPS},
+                tile=f"{rows}x{columns}, {kernel.WARPS} warps",
+            )
 
 
 def _selective_scan_cases(arch):

@@ -22,6 +22,8 @@ PARTS = {
     "spec_mask": Part(title="SpecMask, drawn and painted", gpu_share=2),
     "selective_scan": Part(title="AuM's scan, both directions", gpu_share=4, ahead=3),
     "rms_norm": Part(title="AuM's residual addition and norm", gpu_share=1),
+    "gelu": Part(title="AST's bias and GELU", gpu_share=1),
+    "layer_norm": Part(title="AST's residual addition and norm", gpu_share=1),
     "fbank": Part(title="Front end: waveform to log-mel", gpu_share=2),
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
     "step": Part(title="A training step, data to optimiser", gpu_share=3),

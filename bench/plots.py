@@ -1,4 +1,4 @@
-"""The pictures of docs/PERFORMANCE.md, from the same lines as its tables. Each says in itself which lines it shows."""
+"""The pictures of docs/PERFORMANCE.md and docs/REPRODUCTION.md; each says in itself which lines it shows."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import tables
+from bench import reproduction, tables
 from fftp import figures
 from kernels.ranges import PARTS as RANGES
 
@@ -127,6 +127,15 @@ PLOTS = {
         chosen=_with_share,
         draw=_roofline,
     ),
+    "reproduction_curves.png": Plot(
+        title="Learning curves", parts=("reproduce",), chosen=reproduction.shown, draw=reproduction.curves
+    ),
+    "reproduction_patches.png": Plot(
+        title="Patches against accuracy",
+        parts=("reproduce",),
+        chosen=reproduction.with_patches,
+        draw=reproduction.patches,
+    ),
 }
 
 
@@ -141,10 +150,10 @@ def reference(name: str, lines: Callable[[str], list[dict]]) -> str:
     return f"![{plot.title}]({name})" if lines_of(plot, lines) else f"{plot.title}: not measured."
 
 
-def _digest(rows):
+def _digest(plot, rows):
     """Of the lines and of what draws them."""
     seen = hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=16)
-    seen.update(Path(__file__).read_bytes())
+    seen.update(Path(plot.draw.__code__.co_filename).read_bytes())
     return seen.hexdigest()
 
 
@@ -154,11 +163,11 @@ def write(folder: Path, lines: Callable[[str], list[dict]]) -> None:
         rows = lines_of(plot, lines)
         if not rows:
             (folder / name).unlink(missing_ok=True)
-        elif not _shows(folder / name, rows):
+        elif not _shows(plot, folder / name, rows):
             drawn = figures.figure(*(9, 1.2 + 0.16 * len(rows)) if plot.draw is _roofline else (8, 3.6))
             plot.draw(drawn, rows)
             drawn.suptitle(f"{plot.title}: {rows[0]['machine']}", fontsize=10)
-            figures.save(drawn, folder / name, {NOTE: _digest(rows)})
+            figures.save(drawn, folder / name, {NOTE: _digest(plot, rows)})
 
 
 def behind(folder: Path, lines: Callable[[str], list[dict]]) -> list[str]:
@@ -166,15 +175,15 @@ def behind(folder: Path, lines: Callable[[str], list[dict]]) -> list[str]:
     old = []
     for name, plot in PLOTS.items():
         rows, path = lines_of(plot, lines), folder / name
-        if path.exists() != bool(rows) or (rows and not _shows(path, rows)):
+        if path.exists() != bool(rows) or (rows and not _shows(plot, path, rows)):
             old.append(name)
     return old
 
 
-def _shows(path, rows):
+def _shows(plot, path, rows):
     from PIL import Image
 
     if not path.exists():
         return False
     with Image.open(path) as picture:
-        return picture.info.get(NOTE) == _digest(rows)
+        return picture.info.get(NOTE) == _digest(plot, rows)

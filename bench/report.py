@@ -1,4 +1,5 @@
-"""python -m bench.report: write the tables of README and docs/PERFORMANCE.md anew; with --check, only compare."""
+"""python -m bench.report: write the tables of README, docs/PERFORMANCE.md and docs/REPRODUCTION.md anew; with --check, only
+compare."""
 
 import json
 import statistics
@@ -6,13 +7,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench import measure, plots, tables
+from bench import measure, plots, reproduction, tables
 from bench.parts import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.jsonl"
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
+REPRODUCTION = ROOT / "docs" / "REPRODUCTION.md"
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
 FIGURES = {"clips/s": "clips_per_second", "packed once, clips/s": "packing_clips_per_second"}  # column -> in a line
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
@@ -134,7 +136,8 @@ def main(arguments: list[str]) -> int:
         print("error: python -m bench.report takes --check or nothing.", file=sys.stderr)
         return 2
     behind = 0
-    for path, content in ((README, table(lines())), (PERFORMANCE, performance())):
+    pages = {README: table(lines()), PERFORMANCE: performance(), REPRODUCTION: reproduction.page(measure.lines)}
+    for path, content in pages.items():
         text = path.read_text()
         new = rendered(text, content)
         behind += new != text

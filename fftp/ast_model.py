@@ -41,19 +41,23 @@ class ASTConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} is not a multiple of heads={self.heads}")
 
-    def macs(self) -> Macs:
-        """Multiply-accumulates of one clip, all blocks whole. What is run is less by `spared`."""
-        D, L = self.dim, self.grid.N + self.tokens
+    def macs(self, kept: int | None = None) -> Macs:
+        """Multiply-accumulates of one clip, all blocks whole. What is run is less by `spared`.
+
+        kept: patches that go through the encoder, where it is not all of them.
+        """
+        D, L = self.dim, (kept or self.grid.N) + self.tokens
         paper = self.grid.embed_macs(D) + self.depth * 12 * L * D * D + D * self.classes
         return Macs(paper, paper + self.depth * 2 * L * L * D)
 
-    def spared(self) -> int:
+    def spared(self, kept: int | None = None) -> int:
         """Multiply-accumulates of `macs().all` that no result depends on: the last block's, for all but the class tokens."""
-        return self.grid.N * (10 * self.dim**2 + 2 * (self.grid.N + self.tokens) * self.dim)
+        N = kept or self.grid.N
+        return N * (10 * self.dim**2 + 2 * (N + self.tokens) * self.dim)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; rows of qkv are q, k, v, each head by head."""
+    """Multi-head self-attention; rows of qkv are q, k, v, each head by head. The last bias is left for the next norm to add."""
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -64,13 +68,13 @@ class Attention(nn.Module):
     def forward(self, x, rows: int | None = None):
         """rows: what only the first so many tokens see; all tokens are looked at."""
         if rows is None:
-            return self.proj(kernels.attention(self.qkv(x), self.heads))
+            return nnf.linear(kernels.attention(self.qkv(x), self.heads), self.proj.weight)
         B, _, D = x.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
         k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = sdpa(q, k, v)  # (B, H, rows, D / H)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return nnf.linear(out.transpose(1, 2).flatten(2), self.proj.weight)
 
     def weights(self, x):
         """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what is never written down otherwise."""
@@ -79,8 +83,16 @@ class Attention(nn.Module):
         return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
 
 
+def norm(layer: nn.LayerNorm, x, residual=None, bias=None, dtype=None):
+    """(`layer` of the sum of x, residual and bias; the sum in float32), in one pass: as `kernels.layer_norm`."""
+    return kernels.layer_norm(x, residual, bias, layer.weight, layer.bias, layer.eps, dtype)
+
+
 class Block(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU."""
+    """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU.
+
+    Tokens go from block to block as x, residual and bias, `[B, L, D]` or `[D]`, whose sum they are: the next norm takes it.
+    """
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -90,10 +102,13 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(D, 4 * D)
         self.fc2 = nn.Linear(4 * D, D)
 
-    def forward(self, x, rows: int | None = None):
+    def forward(self, x, residual=None, bias=None, rows: int | None = None):
         """rows: the first so many tokens of the result alone, `[B, rows, D]`: what a last block is asked for."""
-        x = x[:, :rows] + self.attention(self.norm1(x), rows)
-        return x + self.fc2(nnf.gelu(self.fc1(self.norm2(x))))
+        x, residual = norm(self.norm1, x, residual, bias)
+        x = self.attention(x, rows)
+        x, residual = norm(self.norm2, x, residual[:, :rows], self.attention.proj.bias)
+        x = kernels.gelu(nnf.linear(x, self.fc1.weight), self.fc1.bias)
+        return nnf.linear(x, self.fc2.weight), residual, self.fc2.bias
 
 
 class AST(nn.Module):
@@ -123,29 +138,33 @@ class AST(nn.Module):
         if self.embed.position is not None:
             nn.init.normal_(self.embed.position, std=0.02)
 
-    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens."""
-        x = self.embed(log_mel)
+    def features(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean of the class tokens after the last norm, `[B, D]`; of the last block nobody asks for other tokens.
+
+        keep: int64 `[B, K]`, ascending, the patches that go through the encoder; without it all do.
+        """
+        stream = (self.embed(log_mel, keep=keep),)
         with ranges.range("encoder"):
             for block in self.blocks[:-1]:
-                x = block(x)
-            x = self.blocks[-1](x, self.config.tokens)
-        return self.norm(x).mean(1)
+                stream = block(*stream)
+            stream = self.blocks[-1](*stream, rows=self.config.tokens)
+        x, residual, bias = stream
+        return norm(self.norm, x, residual, bias, residual.dtype)[0].mean(1)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, D]` to logits `[B, C]`."""
         with ranges.range("head"):
             return self.head(self.head_norm(features))
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(log_mel))
+    def forward(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.classify(self.features(log_mel, keep))
 
     def attentions(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
         """Each block's attention, `[B, H, L, L]`."""
-        x, seen = self.embed(log_mel), []
+        stream, seen = (self.embed(log_mel),), []
         for block in self.blocks:
-            seen.append(block.attention.weights(block.norm1(x)))
-            x = block(x)
+            seen.append(block.attention.weights(norm(block.norm1, *stream)[0]))
+            stream = block(*stream)
         return seen
 
     def undecayed(self) -> set[str]:

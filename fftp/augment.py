@@ -1,7 +1,8 @@
 """Augmentation with its settings: what is drawn, where it is applied, and in which order.
 
-Order (AST's): gain, mixup (waveform) -> log-mel, padded -> roll -> masks -> normalise -> noise. Every draw is keyed by
-(seed, epoch, ticket), see `kernels.philox`; nothing here has a state.
+Order (AST's): gain, mixup (waveform) -> log-mel, padded -> roll -> masks -> normalise -> noise. What AST does not have comes
+last among the waveforms: playing speed and shift, then background noise. Every draw is keyed by (seed, epoch, ticket), see
+`kernels.philox`; nothing here has a state.
 """
 
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 
 import kernels
+from fftp import perturb
+from fftp.patching import PatchGrid, least_covered
 from kernels import draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Masks, mixup, roll, noise and gain; sizes in frames and mel bins.
+    """Masks, mixup, roll, noise, gain, shift, speed and background; sizes in frames and mel bins.
 
     mask_fill: "mean" of the clip's log-mel (SpecMask) or "zero" in log-mel units (AST's SpecAugment, which is louder than
     average); "default" is each mask's own. mask_mean: the mean over all cells, padding included, or over "valid" frames.
@@ -38,13 +41,20 @@ class AugmentSettings:
     roll: bool = False  # up to 10 frames, round the end
     noise: bool = False  # up to 0.1 a cell, after normalising
     gain_db: float = 0.0  # waveforms louder or softer by up to so many dB
+    shift_ms: float = 0.0  # waveforms earlier or later by up to so many ms; zeros come in
+    speed: float = 0.0  # waveforms played faster or slower by up to this share, about their middle; pitch moves along
+    background: float = 0.0  # probability that white, pink or brown noise is added to a waveform
+    background_snr_min: float = 5.0  # clip over background noise, dB, at least
+    background_snr_max: float = 30.0  # and at most
+    keep_tokens: int = 0  # patches that training's encoder takes, those that masks cover least; 0 is all
 
 
 class Augment:
-    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel."""
+    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept`."""
 
-    def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int):
-        self.settings, self.seed, self.T, self.F = settings, seed, T, F
+    def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int, grid: PatchGrid | None = None):
+        self.settings, self.seed, self.T, self.F, self.grid = settings, seed, T, F, grid
+        self._noise = torch.from_numpy(draws.coloured_noise(seed)) if settings.background else None
 
     def mixup(self, epoch: int, tickets: torch.Tensor, n: int):
         """(mixed, partner, lambda) of each sample among n clips, or None where mixup is off."""
@@ -61,6 +71,20 @@ class Augment:
     def gain(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
         """Factors `[B]` for the waveforms, or None."""
         return draws.draw_gain(self.seed, epoch, tickets, self.settings.gain_db) if self.settings.gain_db else None
+
+    def perturbed(
+        self, waveform: torch.Tensor, length: torch.Tensor, rate: int, epoch: int, tickets: torch.Tensor
+    ) -> torch.Tensor:
+        """Waveforms `[B, W]` at rate Hz, zero behind length `[B]`, with speed, shift and background noise (`fftp.perturb`)."""
+        s, draw = self.settings, (self.seed, epoch, tickets)
+        shift = draws.draw_shift(*draw, round(s.shift_ms * rate / 1000)) if s.shift_ms else None
+        speed = draws.draw_speed(*draw, s.speed) if s.speed else None
+        waveform = perturb.moved(waveform, length, shift, speed)
+        if not s.background:
+            return waveform
+        self._noise = self._noise.to(waveform.device)  # once: a captured step comes after plain ones
+        drawn = draws.draw_background(*draw, s.background, s.background_snr_min, s.background_snr_max)
+        return perturb.with_background(waveform, length, self._noise, *drawn)
 
     def roll(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
         """Frames `[B]` to roll by, or None."""
@@ -96,16 +120,22 @@ class Augment:
         epoch: int,
         tickets: torch.Tensor,
         roll: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place.
+    ) -> torch.Tensor | None:
+        """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place; returns their rectangles, or None.
 
         roll: how far the clips have been rolled, so that a mean over valid frames finds them.
         """
         augment = self.settings.augment
-        if augment != "none":
-            apply = {"specaugment": kernels.apply_spec_augment, "specmask": kernels.apply_spec_mask}[augment]
-            apply(log_mel, self.fill(log_mel, valid_frames, roll), self.seed, epoch, tickets, **self._sizes())
-        return log_mel
+        if augment == "none":
+            return None
+        apply = {"specaugment": kernels.apply_spec_augment, "specmask": kernels.apply_spec_mask}[augment]
+        fill = self.fill(log_mel, valid_frames, roll)
+        return apply(log_mel, fill, self.seed, epoch, tickets, **self._sizes())[0]
+
+    def kept(self, rectangles: torch.Tensor | None) -> torch.Tensor | None:
+        """The patches `[B, K]` that go through the encoder, as `least_covered`, or None for all."""
+        K = self.settings.keep_tokens
+        return least_covered(rectangles, self.grid, K) if K else None
 
     def noise(self, epoch: int, tickets: torch.Tensor) -> tuple[int, int, torch.Tensor] | None:
         """What `FrontEnd.normalise` takes to add the noise, or None."""

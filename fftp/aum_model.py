@@ -48,15 +48,15 @@ class AuMConfig:
     def rank(self) -> int:
         return math.ceil(self.dim / 16)
 
-    def macs(self) -> Macs:
-        """Multiply-accumulates of one clip; the scan counts 4 E S + 2 E a token and direction."""
-        D, E, L, ways = self.dim, self.inner, self.grid.N + 1, 1 if self.directions == "none" else 2
+    def macs(self, kept: int | None = None) -> Macs:
+        """Multiply-accumulates of one clip; the scan counts 4 E S + 2 E a token and direction. kept: as in `ASTConfig.macs`."""
+        D, E, L, ways = self.dim, self.inner, (kept or self.grid.N) + 1, 1 if self.directions == "none" else 2
         branches = 2 if self.directions == "v2" else 1
         branch = E * TAPS + E * (self.rank + 2 * self.state) + self.rank * E
         paper = self.grid.embed_macs(D) + self.depth * L * (2 * D * E + E * D + branches * branch) + D * self.classes
         return Macs(paper, paper + self.depth * L * ways * (4 * E * self.state + 2 * E))
 
-    def spared(self) -> int:
+    def spared(self, kept: int | None = None) -> int:
         """As `ASTConfig.spared`: every layer is run whole."""
         return 0
 
@@ -221,9 +221,10 @@ class AuM(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, log_mel: torch.Tensor) -> torch.Tensor:
-        """The class token after the last norm, `[B, D]`."""
-        x, residual, at = self.embed(log_mel), None, self.embed.place
+    def features(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The class token after the last norm, `[B, D]`. keep: as in `AST.features`."""
+        at = self.embed.place if keep is None else self.embed.place_among(keep.shape[1])
+        x, residual = self.embed(log_mel, keep=keep), None
         with ranges.range("encoder"):
             for layer in self.layers:
                 x, residual = layer(x, residual)
@@ -238,8 +239,8 @@ class AuM(nn.Module):
         with ranges.range("head"):
             return self.head(features)
 
-    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(log_mel))
+    def forward(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        return self.classify(self.features(log_mel, keep))
 
     def start(self, batch: int) -> AuMState:
         """The state before the first patch of `batch` clips, for `step`.

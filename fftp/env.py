@@ -59,7 +59,7 @@ def instruction_set() -> str | None:
     """The one that operations in C use, in words; None where no library is built that they can use."""
     libraries = (
         importlib.import_module(f"kernels.{name}.native").LIBRARY
-        for name in ("waveform", "fbank", "rms_norm", "selective_scan")
+        for name in ("waveform", "fbank", "gelu", "norm", "selective_scan")
     )
     return next((library.instruction_set() for library in libraries if library.refuses() is None), None)
 
@@ -213,7 +213,13 @@ def _cases(device):
     def norm(x, residual, weight):
         return torch.cat(kernels.rms_norm(x, residual, weight, 1e-5))
 
+    yield "gelu", kernels.gelu, [3 * made(2, 19, 24), made(24)]
     yield "rms_norm", norm, [made(2, 19, 24), made(2, 19, 24), made(24)]
+
+    def centred_norm(x, residual, bias, weight, shift):
+        return torch.cat(kernels.layer_norm(x, residual, bias, weight, shift, 1e-5))
+
+    yield "layer_norm", centred_norm, [made(2, 19, 24), made(2, 19, 24), *(made(24) for _ in range(3))]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 import kernels
 from fftp.errors import UserError
 from kernels import ranges
+from kernels.spec_mask.reference import covered
 
 
 class Macs(NamedTuple):
@@ -95,11 +96,15 @@ class PatchEmbed(nn.Module):
     ):
         super().__init__()
         self.grid, self.tokens, self.where = grid, tokens, place
-        self.place = {"head": 0, "middle": grid.N // 2, "end": grid.N}[place]
+        self.place = self.place_among(grid.N)
         self.weight = nn.Parameter(torch.empty(D, 1, grid.pt, grid.pf))
         self.bias = nn.Parameter(torch.empty(D))
         self.class_token = nn.Parameter(torch.empty(tokens, D))
         self.position = nn.Parameter(torch.empty(tokens + grid.N, D)) if positions == "learned" else None
+
+    def place_among(self, patches: int) -> int:
+        """The class tokens' row where there are so many patches."""
+        return {"head": 0, "middle": patches // 2, "end": patches}[self.where]
 
     def resized(self, grid: PatchGrid, method: Literal["pinv", "bilinear"] = "pinv") -> "PatchEmbed":
         """The same embedding for another grid: positions resized bilinearly, the kernel by `resize_kernel` where the patch
@@ -113,11 +118,16 @@ class PatchEmbed(nn.Module):
         return new
 
     def forward(
-        self, log_mel: torch.Tensor, rectangles: torch.Tensor | None = None, fill: torch.Tensor | None = None
+        self,
+        log_mel: torch.Tensor,
+        rectangles: torch.Tensor | None = None,
+        fill: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """rectangles, fill: cells to hide without changing log_mel, see `kernels.patch_embed`.
 
-        Raises ValueError when log_mel is not the grid's size.
+        keep: int64 `[B, K]`, ascending, the patches to keep, each with its position; the class tokens stand among them as
+        they do among all, `[B, K + c, D]`. Raises ValueError when log_mel is not the grid's size.
         """
         if log_mel.ndim != 3 or log_mel.shape[1:] != (self.grid.T, self.grid.F):
             raise ValueError(
@@ -129,7 +139,27 @@ class PatchEmbed(nn.Module):
                 tokens, position = tokens + self.position[: self.tokens], self.position[self.tokens :]
             stride = (self.grid.st, self.grid.sf)
             weights = (self.weight, self.bias, stride, position, tokens, self.place)
-            return kernels.patch_embed(log_mel, *weights, rectangles, fill)
+            x = kernels.patch_embed(log_mel, *weights, rectangles, fill)
+            return x if keep is None else self._kept(x, keep)
+
+    def _kept(self, x, keep):
+        here, place = torch.arange(self.tokens, device=x.device), self.place_among(keep.shape[1])
+        patches = keep + self.tokens * (keep >= self.place)  # the class tokens stand before patch `place`
+        own = (self.place + here).expand(len(keep), -1)
+        rows = torch.cat([patches[:, :place], own, patches[:, place:]], 1)  # (B, K + c)
+        return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def least_covered(rectangles: torch.Tensor, grid: PatchGrid, K: int) -> torch.Tensor:
+    """The K patches of each clip of which masks hide the fewest cells, int64 `[B, K]`, ascending; of two alike the earlier.
+
+    rectangles: int32 `[B, M, 4]` as (t0, t1, f0, f1), half open; a cell under two of them counts once. K is at most grid.N.
+    """
+    hidden = covered(rectangles, grid.T, grid.F).float()[:, None]
+    patch, stride = (grid.pt, grid.pf), (grid.st, grid.sf)
+    cells = nnf.avg_pool2d(hidden, patch, stride, divisor_override=1)[:, 0]  # (B, n_t, n_f), sums of ones
+    order = cells.mT.flatten(1).long() * grid.N + torch.arange(grid.N, device=cells.device)  # no two alike
+    return order.topk(K, largest=False, sorted=False).indices.sort(1).values
 
 
 def resize_positions(position: torch.Tensor, tokens: int, old: PatchGrid, new: PatchGrid) -> torch.Tensor:

@@ -5,8 +5,9 @@
 
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
+from kernels.gelu import gelu
+from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
-from kernels.rms_norm import rms_norm
 from kernels.selective_scan import (
     causal_conv,
     causal_conv_step,
@@ -29,6 +30,8 @@ __all__ = [
     "draw_spec_augment",
     "draw_spec_mask",
     "fbank",
+    "gelu",
+    "layer_norm",
     "normalise",
     "paint",
     "patch_embed",

@@ -180,10 +180,20 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
         Backend("reference", "kernels.attention.reference:attention"),
     ),
+    "gelu": (
+        Backend("triton", "kernels.gelu.fused:gelu", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.gelu.native:gelu", _native_float32("gelu")),
+        Backend("reference", "kernels.gelu.reference:gelu"),
+    ),
     "rms_norm": (
-        Backend("triton", "kernels.rms_norm.fused:rms_norm", _triton_float32, _INTERPRETED),
-        Backend("native", "kernels.rms_norm.native:rms_norm", _native_float32("rms_norm")),
-        Backend("reference", "kernels.rms_norm.reference:rms_norm"),
+        Backend("triton", "kernels.norm.fused:rms_norm", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.norm.native:rms_norm", _native_float32("norm")),
+        Backend("reference", "kernels.norm.reference:rms_norm"),
+    ),
+    "layer_norm": (
+        Backend("triton", "kernels.norm.fused:layer_norm", _triton_float32, _INTERPRETED),
+        Backend("native", "kernels.norm.native:layer_norm", _native_float32("norm")),
+        Backend("reference", "kernels.norm.reference:layer_norm"),
     ),
     "selective_scan": (
         Backend("triton", "kernels.selective_scan.fused:selective_scan", _triton_float32, _INTERPRETED),

@@ -1,4 +1,5 @@
-"""What is drawn for a sample besides its masks: order, roll, gain, mixup, noise. All keyed, see `kernels.philox`.
+"""What is drawn for a sample besides its masks: order, roll, gain, mixup, shift, speed, noises. All keyed, see
+`kernels.philox`.
 
 Arguments have the same meaning everywhere: seed, a 64-bit integer (or one-element int64 tensor); epoch, an integer (or
 one-element tensor); tickets `[B]` int64, each sample's place in the epoch's order. A sample's draws depend on these
@@ -12,6 +13,10 @@ from kernels import philox as keyed
 
 ROLL_SPAN = 20  # frames: rolls are uniform on -10..9 (AST's dataloader.py)
 NOISE_SCALE = 10.0  # a clip's noise is at most 1 / 10 in normalised units (AST's dataloader.py)
+SPEED_UNIT = 2**30  # playing speeds are whole multiples of 1 / SPEED_UNIT
+COLOURS = (0, 1, 2)  # of background noise, white, pink and brown: its power falls as so many powers of the frequency
+COLOURED = 2**19  # samples of each colour, 33 s at 16 kHz
+LOWEST = 1 / 800  # cycles a sample, 20 Hz at 16 kHz: where the filter bank begins, and the noise
 
 
 def shuffle(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -68,6 +73,43 @@ def mixup_partners(seed: int, epoch: int, tickets: np.ndarray, probability: floa
     a, b, _, _ = keyed.philox_numpy(seed, keyed.MIXUP << 16, 0, epoch, tickets)
     partner = (b.astype(np.uint64) * np.uint64(n)) >> np.uint64(32)
     return a < round(probability * 2**32), partner.astype(np.int64)
+
+
+def draw_shift(seed, epoch, tickets: torch.Tensor, most: int) -> torch.Tensor:
+    """Samples to move each waveform by, int64 `[B]`, uniform on -most..most."""
+    a, _, _, _ = keyed.philox(seed, keyed.SHIFT << 16, 0, epoch, tickets)
+    return keyed.below(a, 2 * most + 1) - most
+
+
+def draw_speed(seed, epoch, tickets: torch.Tensor, most: float) -> torch.Tensor:
+    """A playing speed for each waveform in 1 / SPEED_UNIT, int64 `[B]`, uniform on 1 - most .. 1 + most; most below 1."""
+    reach = round(most * SPEED_UNIT)
+    a, _, _, _ = keyed.philox(seed, keyed.SPEED << 16, 0, epoch, tickets)
+    return keyed.below(a, 2 * reach + 1) + (SPEED_UNIT - reach)
+
+
+def draw_background(seed, epoch, tickets: torch.Tensor, probability: float, low: float, high: float):
+    """Background noise for each clip: (level float32, colour int64, start int64), each `[B]`.
+
+    level: amplitude over the clip's, from a ratio of the clip to the noise that is uniform on low..high dB, or 0 where there
+    is none; colour: a row of `coloured_noise`; start: where in it the clip begins.
+    """
+    a, b, c, d = keyed.philox(seed, keyed.BACKGROUND << 16, 0, epoch, tickets)
+    decibels = low + (high - low) * keyed.uniform(b).double()
+    level = torch.where(keyed.passes(a, probability), 10.0 ** (-decibels / 20.0), 0.0)  # float64, as in `draw_gain`
+    return level.float(), keyed.below(c, len(COLOURS)), keyed.below(d, COLOURED)
+
+
+def coloured_noise(seed: int) -> np.ndarray:
+    """A run's background noise, float32 `[colours, COLOURED]`: power proportional to f^-0, f^-1 and f^-2 from LOWEST on, mean
+    square 1, without a seam from its end to its beginning. Made on the host, so that every device has the same."""
+    rows, blocks = np.arange(len(COLOURS))[:, None], np.arange(COLOURED // 4)
+    words = keyed.philox_numpy(seed, (keyed.BACKGROUND << 16) + 1, blocks, 0, rows)  # 4 x (colours, blocks)
+    white = np.stack(words, -1).reshape(len(COLOURS), COLOURED) * 2.0**-32 - 0.5
+    frequency = np.maximum(np.fft.rfftfreq(COLOURED), 1 / COLOURED)
+    fall = np.where(frequency >= LOWEST, frequency ** (-0.5 * np.array(COLOURS)[:, None]), 0.0)
+    shaped = np.fft.irfft(np.fft.rfft(white) * fall, COLOURED)
+    return (shaped / np.sqrt(np.square(shaped).mean(1, keepdims=True))).astype(np.float32)
 
 
 def draw_noise(seed, epoch, tickets: torch.Tensor, T: int, F: int) -> torch.Tensor:

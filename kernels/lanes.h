@@ -1,8 +1,23 @@
 /* Vectors of float32, and how they are read and written as float32 or bfloat16; an operation's native_lanes.h includes this
-   first (../native.h), and undefines FN and VEC at its end. */
+   first (../native.h), and undefines FN, VEC and EACH_VECTOR at its end. */
 
 #define FN static inline __attribute__((always_inline, unused))
 #define VEC NAME(vec)
+
+/* A block for each vector of D numbers: those at i .. i + n - 1. n is the constant LANES but for the last, whose calls of
+   memcpy stay out of the loop: sums would be kept in memory across them. */
+#define EACH_VECTOR(D, ...)                                                                                            \
+    {                                                                                                                  \
+        int64_t i = 0;                                                                                                 \
+        for (; (D) - i >= LANES; i += LANES) {                                                                         \
+            enum { n = LANES };                                                                                        \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+        if (i < (D)) {                                                                                                 \
+            const int64_t n = (D) - i;                                                                                 \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+    }
 
 typedef float NAME(vec) __attribute__((vector_size(4 * LANES)));
 typedef float NAME(loose) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -46,11 +61,15 @@ FN void NAME(store)(void *to, int64_t at, int64_t n, int64_t narrow, VEC x)
     }
 }
 
-/* All lanes, halves upon halves. */
+/* All lanes, halves upon halves. By lanes whose numbers are constants: others would keep the vector in memory. */
 FN float NAME(sum)(VEC x)
 {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int lane = 0; lane < half; lane++)
-            x[lane] += x[lane + half];
-    return x[0];
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#elif LANES == 8
+    const __m128 y = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    return (y[0] + y[2]) + (y[1] + y[3]);
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }

@@ -31,7 +31,7 @@ def load(case: tuple[str, str]) -> dict[str, torch.Tensor]:
 def watched(model, layers, log_mel):
     """(logits, features, {tap name: tensor}) of one forward; taps are what stands before and behind each layer.
 
-    A layer that gives two tensors, as AuM's do, has the second one as NAME.second.
+    Of a layer that gives several tensors the others are NAME.second and NAME.third.
     """
     seen = {}
 
@@ -39,7 +39,7 @@ def watched(model, layers, log_mel):
         def hook(module, given, out):
             first, *more = out if isinstance(out, tuple) else (out,)
             seen.update({f"{name}.in": given[0].detach(), f"{name}.out": first.detach()})
-            seen.update({f"{name}.second": tensor.detach() for tensor in more})
+            seen.update({f"{name}.{place}": t.detach() for place, t in zip(("second", "third"), more, strict=False)})
 
         return hook
 

@@ -406,6 +406,13 @@ def test_training_on_it(root, tmp_path, capsys):
     assert json.loads(ended.out)["checkpoint"].endswith("last")
 
 
+def test_there_is_no_accuracy_to_stop_at(root, tmp_path, capsys):
+    flags = ("--data", "audioset", "--data-root", root, "--until-accuracy", 0.1, "--out", tmp_path / "run")
+    said = runs.run(capsys, *flags).sentence
+    assert "--until-accuracy needs a validation list, which the data set 'audioset' has not" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_lists_through_the_command(root, tmp_path, capsys):
     replace_in(root / "eval_segments.csv", "EEefghijklm", "-0abcdefghi")
     flags = ("--data", "audioset", "--data-root", root, "--out", tmp_path / "run")

@@ -11,8 +11,10 @@ import pytest
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
 from fftp import convert, listen
+from fftp import report as page
 from kernels import ranges
 from tests import runs
+from tests.test_reproduction import line as reproduce_line
 from train import reproduce, settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +153,8 @@ def test_pictures_show_the_newest_lines(tmp_path):
     figures = {"parts_ms": parts, "step_ms": 200.0, "plain_step_ms": 190.0}
     measure.append(line_of("step_parts", {"model": "aum", "size": "tiny", "grid": "g", "B": 8}, figures), tmp_path)
     measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
+    for name in ("ast_square", "ast_fftp"):
+        measure.append(reproduce_line(name, 0, 0.5), tmp_path)
     assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
     plots.write(tmp_path, lines)
     assert plots.behind(tmp_path, lines) == []
@@ -196,7 +200,7 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, listen.Options, reproduce.Options)
+        for options in (convert.Options, listen.Options, reproduce.Options, page.Options)
         for field in fields(options)
     }
     other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
@@ -209,6 +213,7 @@ def test_flags_in_code_spans_exist(path):
         "--nproc-per-node",
         "--only",
         "--baseline",
+        "--scores",
     }
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)

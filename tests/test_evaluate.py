@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from train import evaluate, run
+from fftp import scores
+from train import evaluate, run, scored
 
 TINY = ["--synth-train", "60", "--synth-validation", "20", "--synth-test", "30", "--depth", "1", "--epochs", "1"]
 
@@ -22,6 +24,30 @@ def test_figures_are_those_of_the_run(out, split, key, capsys):
     shown = json.loads(capsys.readouterr().out)
     wanted = json.loads((out / "result.json").read_text())[key]
     assert {name: shown[name] for name in wanted} == wanted
+
+
+def test_scores_of_each_clip_are_the_runs_own(out, tmp_path, capsys):
+    """Written again by evaluate they are the same bytes, and what they hold gives the run's figures."""
+    path = scores.file_of(out, "test")
+    before = path.read_bytes()
+    path.unlink()
+    assert evaluate.main([str(out), "--scores"]) == 0
+    assert path.read_bytes() == before
+    held = scores.read(out, "test")
+    wanted = json.loads((out / "result.json").read_text())["metrics"]
+    assert held.figures == wanted
+    assert np.trace(held.per_class) / len(held.names) == pytest.approx(wanted["accuracy"])
+    assert held.losses.mean() == pytest.approx(wanted["loss"], rel=1e-5)  # float32 sums beside float64 ones
+    assert list(held.losses[held.worst]) == sorted(held.losses, reverse=True)
+    assert held.names == tuple(f"test/{i}" for i in range(30))
+    assert len(held.samples) == 30 * 16_000
+    assert scores.read(out, "validation") is None
+
+
+def test_losses_of_clips_with_several_labels():
+    p, targets = np.array([[0.9, 0.2], [0.5, 1.0]]), np.array([[1, 0], [0, 0]])
+    expected = [-np.log(0.9) - np.log(0.8), -np.log(0.5) - np.log(1e-12)]
+    np.testing.assert_allclose(scored.losses_of(p, targets, True), expected)
 
 
 def test_other_classes_are_refused(out, tmp_path, capsys):

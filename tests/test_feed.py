@@ -33,6 +33,7 @@ T, F, W = 40, 64, 6_400  # W: samples of a training clip, 38 whole frames
 FRONT_END = FrontEndSettings(T=T, clip_samples=W, mean=-5.0, std=3.0, fbank=FbankSettings(n_mels=F))
 NOTHING = Settings(augment="none", mask_area=300, mask_width=9, mask_height=F)
 ALL = {"augment": "specmask", "mixup": 0.5, "roll": True, "noise": True, "gain_db": 6.0}
+ALL |= {"shift_ms": 60.0, "speed": 0.1, "background": 0.7}
 
 
 def pack_of(count: int) -> Pack:
@@ -226,6 +227,22 @@ def test_gain_roll_and_noise_are_the_tickets():
     for position, out, gain in zip(positions, loud, gains, strict=True):
         own = samples_of(feed, position) * np.float32(gain)
         assert torch.equal(out, normalised(log_mel_of(own)))
+
+
+def test_waveforms_are_perturbed_after_mixup_and_before_the_front_end():
+    feed, tickets, ticket = feed_of(), np.arange(33), torch.arange(33)
+    changed = {"shift_ms": 60.0, "speed": 0.1, "background": 0.7}
+    made = augment_of(mixup=0.5, **changed)
+    batch = feed.augmented(np.arange(33), tickets, EPOCH, made)
+    clips = feed._looked_up(np.arange(33), drawn := made.mixup(EPOCH, ticket, len(feed)))
+    weight = torch.where(drawn[0], drawn[2], 1.0)
+    partner = (clips.start[33:], clips.length[33:], weight)
+    length = clips.length[:33]
+    mixed = reference.waveforms(clips.samples, clips.start[:33], length, W, None, partner)
+    moved = made.perturbed(mixed, length, 16_000, EPOCH, ticket)
+    expected = FrontEnd(FRONT_END).log_mel(moved, length, centred=True)
+    assert torch.equal(batch.log_mel, normalised(expected))
+    assert not torch.equal(moved, mixed)
 
 
 @pytest.mark.parametrize("augment", ["specmask", "specaugment"])

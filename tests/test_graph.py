@@ -17,7 +17,19 @@ from train import graph
 from train.feed import Order
 from train.step import Step
 
-ALL = {"augment": "specmask", "mixup": 0.5, "roll": True, "noise": True, "gain_db": 6.0, "seed": 5}
+ALL = {
+    "augment": "specmask",
+    "mixup": 0.5,
+    "roll": True,
+    "noise": True,
+    "gain_db": 6.0,
+    "seed": 5,
+    "average_decay": 0.3,
+    "shift_ms": 80,
+    "speed": 0.1,
+    "background": 0.7,
+    "keep_tokens": 2,
+}
 
 
 def trained(task, capture=None, steps=3):
@@ -31,7 +43,9 @@ def trained(task, capture=None, steps=3):
         for i in range(steps):
             losses.append(float(step(epoch * steps + i, epoch, islice(inputs, plain.parts))))
     assert int(plain.broken_step) == -1
-    return losses, {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    with plain.evaluated():
+        return losses, weights | {f"average of {name}": t.clone() for name, t in task.model.state_dict().items()}
 
 
 def assert_same(one, other):

@@ -82,3 +82,50 @@ def test_accuracy_balanced_accuracy_and_confusion(n, C):
     assert got["balanced_accuracy"] == pytest.approx(recall, abs=CLOSE)
     expected = judge.confusion_matrix(truth, guess, labels=range(C))
     assert (metrics.confusion(scores, targets) == expected).all()
+
+
+@pytest.mark.parametrize("levels", [None, 5], ids=["distinct", "ties"])
+def test_a_weight_is_so_many_copies_of_a_clip(levels):
+    scores, targets = scored(3, 60, 1, levels)
+    weight = np.random.default_rng(4).integers(0, 4, (3, 60))
+    got = metrics._weighted_average_precision(scores[:, 0], targets[:, 0] > 0, weight.astype(float))
+    for w, value in zip(weight, got, strict=True):
+        expected = judge.average_precision_score(np.repeat(targets[:, 0], w), np.repeat(scores[:, 0], w))
+        assert value == pytest.approx(expected, abs=CLOSE)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 7), (7, 7), (1, 1), (81, 263), (1499, 1525)])
+def test_wilsons_interval_holds_what_the_count_does_not_contradict(right, n):
+    """Its ends are the shares p at which what was seen lies Z standard errors of p away; 0 and 1 stay inside."""
+    for end, own in zip(metrics.wilson(right, n), (right == 0, right == n), strict=True):
+        assert 0 <= end <= 1
+        expected = metrics.Z * (end * (1 - end) / n) ** 0.5
+        assert abs(right / n - end) == pytest.approx(expected, abs=1e-7)  # the root of an end's 1e-16
+        assert not own or min(end, 1 - end) < 1e-12
+
+
+def test_spread_of_balanced_accuracy_is_that_of_means_of_shares():
+    """Classes of 400 and 100 clips, 90 % and 70 % found: the variance is the mean of p (1 - p) / n over 2 classes, halved."""
+    truth = np.repeat([0, 1], [400, 100])
+    guess = truth.copy()
+    guess[:40], guess[400:430] = 1, 0
+    scores, targets = np.eye(2)[guess], np.eye(2)[truth]
+    got = metrics.spread(scores, targets, False)
+    a, b = got["balanced_accuracy"]
+    assert (a + b) / 2 == pytest.approx(0.8)
+    expected = metrics.Z * (0.9 * 0.1 / 400 + 0.7 * 0.3 / 100) ** 0.5 / 2
+    assert (b - a) / 2 == pytest.approx(expected, rel=0.25)  # 100 draws know it within 7 %, times 3.5
+    assert got["accuracy"] == metrics.wilson(430, 500)
+    assert metrics.spread(scores, targets, False) == got
+
+
+def test_spread_of_map_covers_the_figure_and_narrows_with_clips():
+    widths = []
+    for n in (100, 1600):
+        scores, targets = scored(5, n, 4)
+        targets[:, 2] = 0  # a class without clips counts for nothing
+        a, b = metrics.spread(scores, targets, True)["map"]
+        assert 0 <= a < metrics.multi_label(scores, targets)["map"] < b <= 1
+        widths.append(b - a)
+    assert 2 < widths[0] / widths[1] < 8  # 4, by the square root
+    assert metrics.spread(scores, np.zeros_like(targets), True) == {}

@@ -24,6 +24,7 @@ from train import loop, parallel, run
 FLAGS = [
     *runs.TINY, "--synth-train", "63", "--synth-validation", "21", "--synth-test", "19", "--batch-size", "21",
     *("--mixup", "0.5", "--noise", "--roll", "--balanced", "--average-last", "2", "--log-every", "1", "--seed", "3"),
+    *("--average-decay", "0.9", "--shift-ms", "100", "--speed", "0.1", "--background", "0.7", "--keep-tokens", "24"),
 ]  # fmt: skip
 # Kills the process of rank 1 with signal 9 in the n-th call of a function, see test_resume; any other is left alone.
 KILLED_SECOND = KILLED.replace("if count == int(number)", "if os.environ['RANK'] == '1' and count == int(number)")

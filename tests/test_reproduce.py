@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests import runs
+import kernels
+from tests import made_data, runs
 from train import estimate, recipe_table, reproduce, settings, tables
 from train import run as train_run
 
@@ -51,10 +53,15 @@ def small(table, out, seeds=1):
     return [table, "--data", "synth", "--seeds", seeds, "--size", "tiny", "--epochs", "1", "--out", out, "--", *SMALL]
 
 
+def made(table, options):
+    """The settings of each of a table's systems."""
+    return [settings.from_flags(list(reproduce.flags_of(s, options, ())))[0] for s in reproduce.chosen(table, options)]
+
+
 @pytest.mark.parametrize(("table", "data"), PATCHES)
 def test_systems_of_a_table(table, data):
     options = reproduce.Options(data=data, size="tiny", epochs=3)
-    found = [settings.from_flags(list(reproduce.flags_of(s.recipe, options, ())))[0] for s in tables.SYSTEMS[table]]
+    found = made(table, options)
     assert [train_run.check_geometry(chosen).N for chosen in found] == PATCHES[table, data]
     for system, chosen in zip(tables.SYSTEMS[table], found, strict=True):
         assert chosen.model in system.recipe
@@ -65,6 +72,145 @@ def test_systems_of_a_table(table, data):
             assert getattr(chosen, name) == recipe.get(name, getattr(chosen, name))
         if chosen.augment == "specaugment" and data == "synth":
             assert chosen.mask_max_time == (48 if "square" in system.recipe else 15)
+
+
+LAPTOP = {
+    ("table1", "speechcommands"): [64, 30, 30, 64, 30, 30],
+    ("controls", "speechcommands"): [64, 30, 30, 64, 64, 30],
+    ("sweep", "speechcommands"): [64, 64, 64, 30, 30, 30],
+    ("ablation", "speechcommands"): [30] * len(tables.ABLATION),
+    ("table2", "speechcommands"): [144, 8, 21, 30, 60, 119],
+    ("table1", "folder"): [256, 51, 51, 256, 126, 126],
+}
+
+
+@pytest.mark.parametrize(("table", "data"), LAPTOP)
+def test_systems_of_the_size_of_two_cores(table, data):
+    found = made(table, reproduce.Options(data=data, edition="laptop"))
+    assert [train_run.check_geometry(chosen).N for chosen in found] == LAPTOP[table, data]
+    for system, chosen in zip(tables.systems(table, laptop=True), found, strict=True):
+        assert (chosen.size, chosen.data, chosen.model) == ("tiny", data, "aum" if "aum" in system.recipe else "ast")
+        short = table in ("sweep", "ablation")
+        assert chosen.epochs == (30 if data == "folder" else 3 if short else 2 if chosen.model == "aum" else 6)
+    if data == "folder":
+        return
+    assert {chosen.batch_size for chosen in found} == {128}
+    # One rate for each kind of patch, as the sweep chose it.
+    rates = {(chosen.patch, chosen.lr) for chosen in found}
+    assert len(rates) == (2 * len(tables.RATES) if table == "sweep" else len({chosen.patch for chosen in found}))
+
+
+def test_the_ablation_is_of_the_best_recipes_ingredients():
+    """Together they make up all that it changes, but for the length of the run and what goes with it."""
+    plain = settings.from_flags(["--recipe", "speechcommands/default"])[0]
+    best = settings.from_flags(["--recipe", "speechcommands/best"])[0]
+    changed = {name for name in vars(best) if getattr(best, name) != getattr(plain, name)}
+    tried = {}
+    for system in tables.ABLATION:
+        flags = dict(zip(system.flags[::2], system.flags[1::2], strict=True))
+        tried |= {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags.items()}
+    assert changed - set(tried) == {"recipe", "warmup_epochs", "weight_decay", "roll"}
+    for name in set(tried) - {"epochs"}:
+        assert float(tried[name]) == getattr(best, name)
+
+
+def test_a_control_differs_from_its_system_in_what_it_says():
+    names = (
+        "square",
+        "square_specmask",
+        "fftp",
+        "fftp_mean",
+        "fftp_specmask",
+        "fftp_specmask_equal",
+        "fftp_specmask_64",
+    )
+    found = {n: vars(settings.from_flags(["--recipe", f"speechcommands/laptop_ast_{n}"])[0]) for n in names}
+
+    def changed(one, other):
+        return {name for name in found[one] if found[one][name] != found[other][name]} - {"recipe"}
+
+    masks = {"mask_max_frequency", "mask_max_time"}
+    assert changed("square", "square_specmask") == {"augment", "mask_fill"}
+    assert changed("fftp", "fftp_mean") == {"mask_fill"}
+    assert changed("fftp_mean", "fftp_specmask") - masks == {"augment"}
+    assert changed("fftp_specmask", "fftp_specmask_equal") == {"mask_area", "mask_clip"}
+    geometry = {"patch", "patch_time", "time_stride", "patch_freq", "freq_stride"}
+    assert changed("square_specmask", "fftp_specmask_64") - masks - {"lr"} == geometry
+    square, full = (
+        train_run.check_geometry(settings.Settings(**found[n])) for n in ("square_specmask", "fftp_specmask_64")
+    )
+    assert (square.N, square.pt * square.pf) == (full.N, full.pt * full.pf)
+
+
+def test_equal_area_is_spec_augments_mean():
+    """C3's budget against the areas of drawn SpecAugment masks."""
+    rectangles, _, area = kernels.draw_spec_augment(0, 0, torch.arange(20_000), 128, 128, max_frequency=5, max_time=15)
+    (_, _, f0, f1), (t0, t1, _, _) = (
+        rectangles.double().unbind(1)[0].unbind(1),
+        rectangles.double().unbind(1)[1].unbind(1),
+    )
+    twice = (f1 - f0) * (t1 - t0)  # cells under both masks
+    budget = settings.read_recipe("speechcommands/laptop_ast_fftp_specmask_equal")["mask_area"]
+    assert float((area - twice).mean()) == pytest.approx(budget, rel=0.01)
+
+
+def test_some_systems_of_a_table(tmp_path, capsys, here, monkeypatch):
+    """Two commands share a folder; a last one without --only has every line."""
+    monkeypatch.setitem(tables.SYSTEMS, "table1", tables.TABLE1[:2])
+    words, flags = small("table1", tmp_path / "out")[: -len(SMALL) - 1], ["--", *SMALL]
+    for name in ("ast_fftp", "ast_square"):
+        assert command(capsys, *words, "--only", name, *flags).code == 0
+    assert len(here) == 2
+    assert command(capsys, *words, *flags).out.count("| 1 |") == 2
+    assert len(here) == 2
+    assert (
+        "--only ast_sqare: table1 has ast_square, ast_fftp."
+        in command(capsys, *words, "--only", "ast_sqare", *flags).sentence
+    )
+
+
+def test_folds_are_runs_of_their_own(tmp_path, capsys, here, monkeypatch):
+    """Each fold is held out in turn; the figure is over all of them."""
+    monkeypatch.setitem(tables.SYSTEMS, "table1", tables.TABLE1[1:2])
+    paths = made_data.make_files(tmp_path / "clips", 12)
+    table = "file,label,fold\n" + "".join(f"{p.name},{'ab'[i % 2]},{1 + i % 3}\n" for i, p in enumerate(paths))
+    (tmp_path / "clips" / "list.csv").write_text(table)
+    folder = tmp_path / "clips"
+    words = [
+        "table1",
+        "--data",
+        "folder",
+        "--data-root",
+        folder,
+        "--folds",
+        "1,2",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "out",
+        "--",
+    ]
+    flags = [
+        *SMALL[6:],
+        "--csv",
+        "list.csv",
+        "--csv-split",
+        "fold",
+        "--frames",
+        "64",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2",
+    ]
+    ended = command(capsys, *words, *flags)
+    assert ended.code == 0, ended.err
+    assert [flags[flags.index("--test-fold") + 1] for flags in here] == ["1", "2"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("ast_fftp-*")) == [
+        "ast_fftp-seed0-fold1",
+        "ast_fftp-seed0-fold2",
+    ]
+    assert re.search(r"\| S2 AST FFTP, SpecAugment \[1\] \| \d+ \| 2 \| \*\*", ended.out)
 
 
 def test_interrupted_and_gone_on_with(tmp_path, capsys, here, monkeypatch):
@@ -140,7 +286,7 @@ def test_tables_two_and_three_share_their_runs(tmp_path, capsys, here, monkeypat
 
 def line(system, seed, score, **more):
     """A line of results.jsonl."""
-    case = {"data": "synth", "size": "tiny", "epochs": 3, "max_steps": 0, "seed": seed}
+    case = {"data": "synth", "size": "tiny", "epochs": 3, "max_steps": 0, "seed": seed, "test_fold": ""}
     made = {
         "system": system,
         "case": case,
@@ -156,14 +302,14 @@ def test_mean_and_spread_beside_the_papers():
         line("aum_fftp", 0, 0.25)
     ]
     text = tables.render("table1", lines)
-    assert "| 7 | 3 | **60.00** ± 10.00 (50.00, 60.00, 70.00) | 11.25 | 85.27 |" in text
-    assert "| S5 AuM FFTP, SpecAugment | 7 | 1 | 25.00 | 14.24 | 94.68 |" in text
-    assert "| 0 | not run | 18.32 | 95.94 |" in text
+    assert "| 7 | 3 | **60.00** ± 10.00 (50.00, 60.00, 70.00) |  | 1.5 | 11.25 | 85.27 |" in text
+    assert "| S5 AuM FFTP, SpecAugment | 7 | 1 | 25.00 |  | 1.5 | 14.24 | 94.68 |" in text
+    assert "| 0 | not run |  |  | 18.32 | 95.94 |" in text
     assert "Not the paper's data" in text
     assert "accuracy in %" in text
 
 
-@pytest.mark.parametrize("table", tables.SYSTEMS)
+@pytest.mark.parametrize("table", ["table1", "table2", "table3"])
 def test_every_contradiction_has_its_footnote(table):
     text = tables.render(table, [line("ast_square", 0, 0.5)])
     body, notes = text.split("\n\n[1] ")
@@ -207,11 +353,13 @@ def test_dry_run_measures_and_keeps_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Say what to reproduce: python -m train.reproduce table1|table2|table3|recipes"),
+        ([], "Say what to reproduce: python -m train.reproduce table1|table2|table3|controls|sweep|ablation|recipes"),
         (["table4"], "Say what to reproduce"),
         (["table1", "--sedes", "3"], "did you mean --seeds"),
         (["table1", "--data", "synth", "--seeds", "0"], "--seeds is 1 or more"),
         (["table1", "--data", "nosuch"], "cannot make sense"),
+        (["table1", "--data", "synth", "--folds", "1,2"], "--folds is for --data folder"),
+        (["controls", "--data", "speechcommands"], "add --edition laptop"),
         (["table1", "--data", "synth", "--", "--deph", "3"], "did you mean --depth"),
         (["table2", "--data", "synth", "--", "--frames", "40"], "40"),
     ],

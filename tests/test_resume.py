@@ -17,7 +17,8 @@ from train import data, loop
 
 # Three epochs of three steps, with everything that a run may carry from epoch to epoch.
 FLAGS = [*runs.TINY, "--epochs", "3", "--mixup", "0.5", "--noise", "--average-last", "2", "--seed", "7"]
-KEPT = ("best", "last", "average")
+FLAGS += ["--average-decay", "0.9"]
+KEPT = ("best/model", "last/model", "last/state", "average/model")
 # Runs the flags, and kills itself with signal 9 on the n-th call of a function.
 KILLED = """
 import importlib, os, signal, sys
@@ -58,7 +59,7 @@ def unkilled(tmp_path_factory):
 def same(a, b):
     assert runs.history(a, loop.TIME_FIELDS) == runs.history(b, loop.TIME_FIELDS)
     for name in KEPT:
-        found, expected = ((folder / name / "model.safetensors").read_bytes() for folder in (a, b))
+        found, expected = ((folder / f"{name}.safetensors").read_bytes() for folder in (a, b))
         assert found == expected, name
     assert runs.result(a)["metrics"] == runs.result(b)["metrics"]
     assert runs.result(a)["averaged"] == runs.result(b)["averaged"]

@@ -101,14 +101,18 @@ def test_out_folder_and_result(tmp_path, capsys):
     result = runs.train(capsys, tmp_path / "run")
     out = tmp_path / "run"
     expected = {"settings.json", "metrics.jsonl", "result.json", "best", "last", "curves.png", "confusion.png"}
-    assert {path.name for path in out.iterdir()} == expected | {"tensorboard"}
+    assert {path.name for path in out.iterdir()} == expected | {"tensorboard", "scores_test.npz"}
     assert list((out / "tensorboard").glob("events*"))
     assert runs.drawn(out / "curves.png")
     assert runs.drawn(out / "confusion.png")
     assert set(result["metrics"]) >= {"accuracy", "balanced_accuracy"}
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert set(result["validation"]) == set(result["metrics"])
-    assert set(result["backends"]) == {"waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed"}
+    front = {"waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed"}
+    assert set(result["backends"]) == front | {
+        "layer_norm",
+        "gelu",
+    }  # the one block has its class tokens to ask for alone
     assert set(result["backends"].values()) == {"reference"}
     assert result["parameters"] == sum(p.numel() for p in checkpoint.load(out)[0].parameters())
     assert result["macs"]["all"] > result["macs"]["paper"] > 1e6
@@ -129,6 +133,10 @@ def test_out_folder_and_result(tmp_path, capsys):
     assert settings["settings"] == result["settings"]
     assert {"versions", "commit", "machine", "backends", "resolved"} <= set(settings)
     assert settings["backends"] == result["backends"]
+    assert {name for name, value in settings["defaults"].items() if settings["settings"][name] != value} >= {
+        "depth",
+        "out",
+    }
     assert settings["resolved"]["classes"] == list(checkpoint.load(out)[1].labels)
 
 

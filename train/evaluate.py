@@ -1,7 +1,8 @@
 """python -m train.evaluate CHECKPOINT: a trained model's figures on a split, its own data set's or another's.
 
 Flags are those of train.run that say where data lies (--data, --data-root, --csv ..., --skip-bad-files, --device, --precision,
---fused); what is not given is as in the run that trained the model.
+--fused); what is not given is as in the run that trained the model. --scores keeps what was said of each clip in the run's
+folder, scores_SPLIT.npz, for `python -m fftp.report`.
 """
 
 import json
@@ -13,7 +14,7 @@ from fftp import checkpoint
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
 from kernels import dispatch
-from train import data, loop, machine, settings
+from train import data, loop, machine, scored, settings
 from train.data.clips import SPLITS, check_classes, nearest
 from train.data.pack import pack
 from train.feed import Feed
@@ -21,8 +22,10 @@ from train.samples import source_of
 from train.step import Task
 
 
-def evaluate(path: str, split: str, flags: list[str]) -> dict:
+def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False) -> dict:
     """Figures of the checkpoint on a split: accuracy and balanced accuracy, or mAP, AUC and d'.
+
+    keep_scores: write the clips' scores into `path`, the folder of a run or of a checkpoint.
 
     Raises UserError for a damaged checkpoint, other classes, or a split without clips.
     """
@@ -51,12 +54,15 @@ def evaluate(path: str, split: str, flags: list[str]) -> dict:
         precision=machine.precision_of(wanted.precision, device),
         out=Path(path),
     )
-    return {
-        "checkpoint": str(checkpoint.find(path)),
-        "split": split,
-        "clips": len(feed),
-        **loop.evaluate(task, feed)[0],
-    }
+    figures, scores, targets = loop.evaluate(task, feed)
+    if keep_scores:
+        try:
+            scored.keep(task.out, split, packed, figures, scores, targets, config.multi_label)
+        except OSError as error:
+            raise UserError(
+                f"--scores cannot write into {path} ({error.strerror}): copy the run's folder first."
+            ) from None
+    return {"checkpoint": str(checkpoint.find(path)), "split": split, "clips": len(feed), **figures}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
-        print("usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [FLAGS OF train.run]")
+        print(
+            "usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [--scores] [FLAGS OF train.run]"
+        )
         return 0 if arguments else 2
     split = "test"
     try:
@@ -75,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
             del arguments[at : at + 2]
         if split not in SPLITS:
             raise UserError(f"--split {split!r} is no split{nearest(split, SPLITS)}")
-        print(json.dumps(evaluate(arguments[0], split, arguments[1:])))
+        keep = "--scores" in arguments[1:]
+        flags = [word for word in arguments[1:] if word != "--scores"]
+        print(json.dumps(evaluate(arguments[0], split, flags, keep)))
         return 0
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""From indices of clips to the model's input: gather, mixup, log-mel, masks, noise. Everything keyed, nothing stateful."""
+"""From indices of clips to the model's input: gather, mixup, perturbation, log-mel, masks, noise.
+
+Everything keyed, nothing stateful.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,11 +21,12 @@ from train.samples import Clips, Resident, Streamed, to_device
 @dataclass(frozen=True, eq=False)
 class Batch:
     """log_mel `[B, T, F]`, normalised; targets float32 `[B, C]`; indices of the clips in the pack, on the host (None where
-    the clips were named by a tensor)."""
+    the clips were named by a tensor); keep int64 `[B, K]`, the patches to look at (None for all)."""
 
     log_mel: torch.Tensor
     targets: torch.Tensor
     indices: np.ndarray | None
+    keep: torch.Tensor | None = None
 
 
 class Feed:
@@ -93,12 +97,16 @@ class Feed:
             targets = weight[:, None] * targets + (1 - weight[:, None]) * clips.labels[B:]
         with ranges.range("front end"):
             waveform = kernels.waveforms(clips.samples, start, length, self.W, augment.gain(epoch, ticket), partner)
+            rate = self.front_end.settings.fbank.sample_rate
+            waveform = augment.perturbed(waveform, length, rate, epoch, ticket)
             roll = augment.roll(epoch, ticket)
             log_mel = self.front_end.log_mel(waveform, length, roll, centred=True)
         with ranges.range("mask"):
-            augment.mask(log_mel, self.front_end.valid_frames(length), epoch, ticket, roll)
+            valid = self.front_end.valid_frames(length)
+            keep = augment.kept(augment.mask(log_mel, valid, epoch, ticket, roll))
             self.front_end.normalise(log_mel, augment.noise(epoch, ticket))
-        return Batch(log_mel, targets, None if isinstance(positions, torch.Tensor) else self.indices[positions])
+        indices = None if isinstance(positions, torch.Tensor) else self.indices[positions]
+        return Batch(log_mel, targets, indices, keep)
 
     def evaluation(self, batch_size: int, span: slice = slice(None)) -> Iterator[Batch]:
         """The split in its own order, or a span of it, `plain`; where samples are streamed, gathered one batch ahead."""

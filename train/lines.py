@@ -37,6 +37,8 @@ def line_of(out: Path) -> dict:
     return {
         "part": "train",
         "case": {name: result["settings"][name] for name in CASE},
+        "recipe": result["settings"]["recipe"],
+        "lr": result["settings"]["lr"],
         "metrics": result["metrics"],
         "validation": result["validation"],
         "loss": {"first": history[0]["first_loss"], "last": history[-1]["last_loss"]},
@@ -54,6 +56,15 @@ def line_of(out: Path) -> dict:
         "commit": result["commit"],
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def curve_of(out: Path) -> list[dict]:
+    """What a run's learning curve is drawn from: each epoch's loss, validation figures, and seconds so far."""
+    kept = ("epoch", "train_loss", "seconds")
+    return [
+        {name: value for name, value in line.items() if name in kept or name.startswith("validation_")}
+        for line in history_of(out)
+    ]
 
 
 def history_of(out: Path) -> list[dict]:

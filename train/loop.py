@@ -69,7 +69,7 @@ class Trainer:
         parallel.first(lambda: checkpoint.recover(folder))
         if not folder.is_dir():
             return False
-        restored = (folder, self.task.model, self.plain.optimiser, self.averages)
+        restored = (folder, self.task.model, self.plain.optimiser, self.averages, self.plain.average)
         self.progress = parallel.together(lambda: state.restore(*restored))
         return True
 
@@ -87,6 +87,7 @@ class Trainer:
         losses = losses.cpu()
         seconds = time.perf_counter() - started
         rate, model = len(steps) * self.order.batch_size / seconds, self.task.config.model
+        kept = self.task.settings.keep_tokens or None
         line = {
             "epoch": number + 1,
             "step": first + len(steps),
@@ -96,13 +97,15 @@ class Trainer:
             "lr": step.learning_rate(self.task.settings, first + len(steps) - 1, self.total),
             "samples_per_second": rate,
             "step_ms": 1000 * seconds / len(steps),
-            "tflops": rate * STEP_FLOPS * (model.macs().all - model.spared()) / 1e12,
+            "tflops": rate * STEP_FLOPS * (model.macs(kept).all - model.spared(kept)) / 1e12,
         }
         if every := self.task.settings.log_every:
             kept = range(every - 1 - first % every, len(steps), every)
             line["losses"] = {str(first + i + 1): float(losses[i]) for i in kept}
         if self.task.validation is not None:
-            line |= {f"validation_{k}": v for k, v in evaluate(self.task, self.task.validation)[0].items()}
+            with self.plain.evaluated():
+                figures, _, _ = evaluate(self.task, self.task.validation)
+            line |= {f"validation_{name}": value for name, value in figures.items()}
         self.progress["seconds"] += time.perf_counter() - started
         line["seconds"] = self.progress["seconds"]
         self._keep(line)
@@ -151,10 +154,17 @@ class Trainer:
         """Write best/ where the epoch is the best so far, and last/; a kill between the two repeats the epoch."""
         task = self.task
         if better:
-            with checkpoint.replacing(task.out / "best") as beside:
+            with checkpoint.replacing(task.out / "best") as beside, self.plain.evaluated():
                 checkpoint.save(beside, task.model, task.config)
-        state.save(task.out / "last", task.model, task.config, self.plain.optimiser, self.averages, self.progress)
+        kept = (self.plain.optimiser, self.averages, self.plain.average, self.progress)
+        state.save(task.out / "last", task.model, task.config, *kept)
+
+    @property
+    def reached(self) -> bool:
+        """Whether an epoch's validation has reached settings.until_accuracy, where there is one."""
+        mark, best = self.task.settings.until_accuracy, self.progress["best"]
+        return bool(mark) and best is not None and best["score"] >= mark
 
     @property
     def done(self) -> bool:
-        return self.progress["epoch"] >= self.epochs
+        return self.reached or self.progress["epoch"] >= self.epochs

@@ -73,11 +73,13 @@ def systems_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
     panels = [(left, "train_loss", 1)] + ([(right, f"validation_{name}", 100)] if name else [])
     for k, (label, runs) in enumerate(histories.items()):
         for axes, field, scale in panels:
-            curves = scale * np.array([[line[field] for line in history] for history in runs])  # (seeds, epochs)
-            epochs = range(1, curves.shape[1] + 1)
+            curves = [scale * np.array([line[field] for line in history]) for history in runs]
             if len(runs) > 1:
-                axes.plot(epochs, curves.T, color=f"C{k}", alpha=0.25, linewidth=0.8)
-            axes.plot(epochs, curves.mean(0), color=f"C{k}", marker=".", label=label)
+                for curve in curves:
+                    axes.plot(range(1, len(curve) + 1), curve, color=f"C{k}", alpha=0.25, linewidth=0.8)
+            shared = min(map(len, curves))  # seeds may have stopped in other epochs (--until-accuracy)
+            mean = np.mean([curve[:shared] for curve in curves], 0)
+            axes.plot(range(1, shared + 1), mean, color=f"C{k}", marker=".", label=label)
     left.set(xlabel="epoch", ylabel="loss", title="Training loss (augmented)")
     shown = {"map": "mAP", "accuracy": "accuracy", None: ""}[name]
     right.set(

@@ -1,4 +1,4 @@
-"""python -m train.reproduce table1|table2|table3: train the systems of a table of the paper over seeds, and render it.
+"""python -m train.reproduce TABLE: train the systems of a table of the paper, or of ours, over seeds, and render it.
 
 One process after another; stopped by anything, the same command goes on. `python -m train.reproduce recipes` prints
 docs/RECIPES.md. What follows `--` goes to every `python -m train.run`.
@@ -37,6 +37,12 @@ class Options:
     """Folder of the data set's files."""
     seeds: int = 3
     """Runs of each system, with the seeds 0, 1 and so on."""
+    folds: str = ""
+    """Of --data folder: folds held out for testing, one after the other, separated by commas; each with every seed."""
+    edition: Literal["paper", "laptop"] = "paper"
+    """paper: the paper's sizes and lengths; laptop: what two CPU cores train in minutes (docs/REPRODUCTION.md)."""
+    only: str = ""
+    """Only these systems, by the names of their runs' folders, separated by commas: several commands can share the work."""
     size: Literal["recipe", "tiny", "small", "base"] = "recipe"
     """Of the models; recipe is what the recipe says."""
     epochs: int = 0
@@ -44,7 +50,7 @@ class Options:
     dry_run: bool = False
     """List what would run and how long it will take, judged by a few steps of each system."""
     out: str = ""
-    """Folder of the runs; default: one under runs/ that the data and size name."""
+    """Folder of the runs; default: one under runs/ that the data and the edition or size name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +59,22 @@ class Run:
 
     system: tables.System
     seed: int
+    fold: str
     flags: tuple[str, ...]
     out: Path
 
     @property
     def finished(self) -> bool:
         return (self.out / "result.json").exists()
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.system.key, self.seed, self.fold
+
+
+def key_of(line: dict) -> tuple[str, int, str]:
+    """Which run a line of results.jsonl is of."""
+    return line["system"], line["case"]["seed"], line["case"]["test_fold"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,13 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if options.seeds < 1 or options.epochs < 0:
             raise UserError("--seeds is 1 or more, and --epochs 0 (the recipe's) or more.")
-        out = Path(options.out or f"runs/reproduce-{options.data}-{options.size}")
+        kind = options.size if options.edition == "paper" else options.edition
+        out = Path(options.out or f"runs/reproduce-{options.data}-{kind}")
         plan = plan_of(table, options, tuple(extra), out)
         if options.dry_run:
             dry_run(plan)
             return 0
         keep_plan(out, options, extra)
-        return carry_out(table, plan, out, go_on(own, extra, out))
+        return carry_out(table, plan, out, go_on(own, extra, out), options.edition == "laptop")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -114,26 +131,44 @@ def go_on(own: list[str], extra: list[str], out: Path) -> str:
 
 def plan_of(table: str, options: Options, extra: tuple[str, ...], out: Path) -> list[Run]:
     """Every run, seed by seed, so that all systems have a figure early. UserError for flags or patches that do not fit."""
+    folds = [fold.strip() for fold in options.folds.split(",") if fold.strip()] or [""]
+    if folds != [""] and options.data != "folder":
+        raise UserError("--folds is for --data folder, whose clips a CSV divides into folds: leave it out.")
     plan = []
     for seed in range(options.seeds):
-        for system in tables.SYSTEMS[table]:
-            where = out / f"{system.recipe}-seed{seed}"
-            flags = (*flags_of(system.recipe, options, extra), "--seed", str(seed), "--out", str(where))
-            if seed == 0:
-                train_run.check_geometry(settings.from_flags(list(flags))[0])
-            plan.append(Run(system=system, seed=seed, flags=flags, out=where))
+        for fold in folds:
+            for system in chosen(table, options):
+                where = out / (f"{system.key}-seed{seed}" + (f"-fold{fold}" if fold else ""))
+                flags = (*flags_of(system, options, extra), *(["--test-fold", fold] if fold else []))
+                flags = (*flags, "--seed", str(seed), "--out", str(where))
+                if seed == 0:
+                    train_run.check_geometry(settings.from_flags(list(flags))[0])
+                plan.append(Run(system=system, seed=seed, fold=fold, flags=flags, out=where))
     return plan
 
 
-def flags_of(recipe: str, options: Options, extra: tuple[str, ...]) -> tuple[str, ...]:
+def chosen(table: str, options: Options) -> list[tables.System]:
+    """The table's systems that --only leaves. Raises UserError for a name that is none of them."""
+    laptop = options.edition == "laptop"
+    if table in ("controls", "ablation") and not laptop:
+        raise UserError(f"{table} has recipes of the size of two CPU cores alone: add --edition laptop.")
+    every = tables.systems(table, laptop)
+    names = [name.strip() for name in options.only.split(",") if name.strip()]
+    known = [system.key for system in every]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--only {unknown[0]}: {table} has {', '.join(known)}.")
+    return [system for system in every if not names or system.key in names]
+
+
+def flags_of(system: tables.System, options: Options, extra: tuple[str, ...]) -> tuple[str, ...]:
     """Flags of train.run that make the system on this data; `extra` wins over the rest."""
-    data, known = options.data, settings.recipe_names()
+    data, recipe, known = options.data, system.recipe, settings.recipe_names()
     flags = ["--fused", "--data", data, *(["--data-root", options.data_root] if options.data_root else [])]
-    if f"{data}/{recipe}" in known:
+    if f"{data}/{recipe}" in known and not (options.edition == "laptop" and not recipe.startswith(tables.LAPTOP)):
         flags += ["--recipe", f"{data}/{recipe}"]
     else:
         # Speech Commands has recipes of Table I alone: the rows of Table II are its S3 with other patches.
-        base = f"{data}/ast_fftp_specmask"
+        base = f"{data}/{tables.LAPTOP if options.edition == 'laptop' else ''}ast_fftp_specmask"
         flags += ["--recipe", base if base in known else f"{data}/default"]
         source = f"speechcommands/{recipe}" if f"speechcommands/{recipe}" in known else f"audioset/{recipe}"
         values = settings.read_recipe(source)
@@ -141,6 +176,7 @@ def flags_of(recipe: str, options: Options, extra: tuple[str, ...]) -> tuple[str
         names = (*GEOMETRY, *(SPEC_AUGMENT if values["augment"] == "specaugment" else ()))
         for name in (name for name in names if name in values):
             flags += [f"--{name.replace('_', '-')}", str(values[name])]
+    flags += system.flags
     flags += ["--size", options.size] if options.size != "recipe" else []
     flags += ["--epochs", str(options.epochs)] if options.epochs else []
     return (*flags, *extra)
@@ -148,7 +184,13 @@ def flags_of(recipe: str, options: Options, extra: tuple[str, ...]) -> tuple[str
 
 def keep_plan(out: Path, options: Options, extra: list[str]) -> None:
     """Write down what the folder is for. UserError when it holds the runs of another command, or something else."""
-    now = {"data": options.data, "size": options.size, "epochs": options.epochs, "flags": extra}
+    now = {
+        "data": options.data,
+        "edition": options.edition,
+        "size": options.size,
+        "epochs": options.epochs,
+        "flags": extra,
+    }
     path = out / "plan.json"
     try:
         before = json.loads(path.read_text())
@@ -163,6 +205,7 @@ def keep_plan(out: Path, options: Options, extra: list[str]) -> None:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: give another folder with --out.") from error
+    before = {"edition": "paper"} | before  # what there was before there were editions
     if before != now:
         differ = "; ".join(
             f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if before.get(name) != now[name]
@@ -170,13 +213,14 @@ def keep_plan(out: Path, options: Options, extra: list[str]) -> None:
         raise UserError(f"The runs in {out} were made with other flags ({differ}): give the same, or another --out.")
 
 
-def carry_out(table: str, plan: list[Run], out: Path, again: str) -> int:
+def carry_out(table: str, plan: list[Run], out: Path, again: str, laptop: bool) -> int:
     """Do what is left of the plan, with the table after each run and pictures at the end. Returns the exit code."""
     kept = keep_lines(out, plan)
     for number, run in enumerate(plan, 1):
         if run.finished:
             continue
-        print(f"[{number}/{len(plan)}] {run.system.name}, seed {run.seed} -> {run.out}", flush=True)
+        fold = f", fold {run.fold}" if run.fold else ""
+        print(f"[{number}/{len(plan)}] {run.system.name}, seed {run.seed}{fold} -> {run.out}", flush=True)
         code = in_a_process(run)
         if code != 0:
             ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -186,10 +230,10 @@ def carry_out(table: str, plan: list[Run], out: Path, again: str) -> int:
             )
             return code if code in (1, 2) else 2
         kept = keep_lines(out, plan)
-        checkpoint.replace(out / f"{table}.md", tables.render(table, kept).encode())
+        checkpoint.replace(out / f"{table}.md", tables.render(table, kept, laptop).encode())
     if table == "table3":
         kept = with_latencies(out, plan, kept)
-    text = tables.render(table, kept)
+    text = tables.render(table, kept, laptop)
     checkpoint.replace(out / f"{table}.md", text.encode())
     draw(table, plan, kept, out)
     print(f"{text}\n{out / f'{table}.md'}; a line a run in {out / 'results.jsonl'}")
@@ -238,22 +282,22 @@ def keep_lines(out: Path, plan: list[Run]) -> list[dict]:
     A line that was cut off is written anew; those of other tables and seeds stay.
     """
     kept = read_lines(out)
-    place = {(line["system"], line["case"]["seed"]): i for i, line in enumerate(kept)}
+    known = set(map(key_of, kept))
     for run in plan:
-        at = place.get((run.system.recipe, run.seed))
-        if run.finished and at is None:
+        if run.finished and run.key not in known:
             grid = checkpoint.read_config(checkpoint.find(run.out)).model.grid
-            kept.append(lines.line_of(run.out) | {"part": "reproduce", "system": run.system.recipe, "patches": grid.N})
+            about = {"part": "reproduce", "system": run.system.key, "patches": grid.N, "curve": lines.curve_of(run.out)}
+            kept.append(lines.line_of(run.out) | about)
     write_lines(out, kept)
-    wanted = {(run.system.recipe, run.seed) for run in plan}
-    return [line for line in kept if (line["system"], line["case"]["seed"]) in wanted]
+    wanted = {run.key for run in plan}
+    return [line for line in kept if key_of(line) in wanted]
 
 
 def with_latencies(out: Path, plan: list[Run], kept: list[dict]) -> list[dict]:
     """The lines, those of seed 0 with the time of a clip alone: all systems in turn, once every one is trained."""
     if all("latency_ms" in line for line in kept if line["case"]["seed"] == 0):
         return kept
-    found = estimate.alone({run.system.recipe: run.out for run in plan if run.seed == 0})
+    found = estimate.alone({run.system.key: run.out for run in plan if run.seed == 0})
 
     def with_latency(line: dict) -> dict:
         return line | (found.get(line["system"], {}) if line["case"]["seed"] == 0 else {})
@@ -274,7 +318,7 @@ def draw(table: str, plan: list[Run], kept: list[dict], out: Path) -> None:
     if table == "table2":
         metric, points = tables.metric_of(kept), []
         for system in tables.SYSTEMS[table]:
-            ours = [line for line in kept if line["system"] == system.recipe]
+            ours = [line for line in kept if line["system"] == system.key]
             scores = [100 * line["metrics"][metric] for line in ours]
             points.append((system.name, ours[0]["patches"], scores, system.paper["patches"], system.paper["map"]))
         pictures.patches_against_score(points, {"map": "mAP"}.get(metric, metric), out / "figure4.png")

@@ -22,7 +22,7 @@ from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
 from kernels import FbankSettings, dispatch
-from train import data, ending, graph, loop, machine, metrics, parallel, pictures, settings, statistics
+from train import data, ending, graph, loop, machine, metrics, parallel, pictures, scored, settings, statistics
 from train.data import clips
 from train.data.pack import Pack, pack
 from train.feed import Feed
@@ -32,6 +32,7 @@ from train.step import Task, check_parts
 
 MEASURED_CLIPS = 1000  # training clips that the normalisation constants are measured on, where the recipe has none
 MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)  # of seconds_to, validation
+SHOWN = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +130,7 @@ def use_deterministic(wanted: bool) -> None:
 
 
 def load(wanted: Settings, fbank: FbankSettings) -> tuple[data.DataSet, Pack]:
-    """The data set and its samples. Raises UserError where there is nothing to test on."""
+    """The data set and its samples. Raises UserError where there is nothing to test on, or to stop by."""
     dataset = data.load(wanted)
     workers, progress = wanted.workers or None, parallel.rank() == 0
     packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, progress, workers)
@@ -137,6 +138,11 @@ def load(wanted: Settings, fbank: FbankSettings) -> tuple[data.DataSet, Pack]:
         raise UserError(
             f"The data set {dataset.name!r} has no test clips, and too few recordings of each class to hold some out: "
             "add recordings."
+        )
+    if wanted.until_accuracy and not len(packed.indices("validation")):
+        raise UserError(
+            f"--until-accuracy needs a validation list, which the data set {dataset.name!r} has not: leave it out, or take "
+            "--epochs."
         )
     return dataset, packed
 
@@ -150,17 +156,21 @@ def begin(task: Task, resolved: dict[str, Any]) -> None:
         raise UserError(f"--out {out} cannot be made ({error.strerror}): give another folder.") from None
     about = {"versions": machine.versions(), "commit": machine.commit(), "machine": machine.describe(task.device)}
     written = {"settings": settings.to_dict(task.settings), "resolved": resolved, **about, "backends": planned(task)}
+    written["defaults"] = settings.to_dict(Settings())
     checkpoint.replace(out / "settings.json", json.dumps(written, indent=1).encode())
 
 
 def check_geometry(wanted: Settings) -> PatchGrid:
-    """The run's patch grid. Raises UserError when the patch does not fit."""
+    """The run's patch grid. Raises UserError when the patch does not fit, or fewer patches are there than are to be kept."""
     square = wanted.patch == "square"
     pt = wanted.patch_time or (16 if square else 10)
     pf = (wanted.patch_freq or 16) if square else wanted.mels
     st = wanted.time_stride or (pt if square else 4)
     sf = (wanted.freq_stride or pf) if square else wanted.mels
-    return PatchGrid(T=wanted.frames, F=wanted.mels, pt=pt, pf=pf, st=st, sf=sf)
+    grid = PatchGrid(T=wanted.frames, F=wanted.mels, pt=pt, pf=pf, st=st, sf=sf)
+    if wanted.keep_tokens > grid.N:
+        raise UserError(f"--keep-tokens {wanted.keep_tokens}: there are {grid.N} patches, take as many or fewer.")
+    return grid
 
 
 def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, Any]:
@@ -245,8 +255,10 @@ def planned(task: Task) -> dict[str, str]:
         name = {"specmask": "apply_spec_mask", "specaugment": "apply_spec_augment"}[task.settings.augment]
         operations[name] = "float32"
     operations["patch_embed"] = precision
-    if task.settings.model == "ast" and task.config.model.depth > 1:  # the last block has class tokens to ask for alone
-        operations["attention"] = precision
+    if task.settings.model == "ast":
+        operations |= {"layer_norm": "float32", "gelu": precision}
+        if task.config.model.depth > 1:  # the last block has class tokens to ask for alone
+            operations["attention"] = precision
     if task.settings.model == "aum":
         operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
@@ -287,6 +299,7 @@ def announce(task: Task, packed: Pack) -> None:
     print(
         f"{name}-{s.size}, {config.model.depth} layers: {parameters / 1e6:.2f} M parameters, "
         f"{config.model.macs().all / 1e9:.3f} GMAC a clip, {grid.N} patches ({shape}), mask {s.augment}"
+        + (f", {s.keep_tokens} patches in training" if s.keep_tokens else "")
     )
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
@@ -381,9 +394,8 @@ def epoch_line(line: dict, epochs: int) -> str:
 
 def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
     """Evaluate the reported epoch on the test split, draw the pictures, and write result.json; returns its content."""
-    best = trainer.progress["best"]
-    if best:
-        checkpoint.load_weights(task.model, task.out / "best" / "model.safetensors")
+    reported = "best" if trainer.progress["best"] else "last"
+    checkpoint.load_weights(task.model, task.out / reported / "model.safetensors")
     test = Feed(task.train.source, packed.indices("test"), task.train.front_end)
     measured, scores, targets = loop.evaluate(task, test)
     averaged = None
@@ -397,14 +409,40 @@ def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
             with checkpoint.replacing(task.out / "average") as beside:
                 checkpoint.save(beside, task.model, task.config)
         draw(task, trainer.progress["history"], scores, targets)
+        scored.keep(task.out, "test", packed, measured, scores, targets, task.config.multi_label)
         checkpoint.replace(task.out / "result.json", json.dumps(result, indent=1).encode())
 
     parallel.first(write)
-    shown = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
-    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in shown.items() if name in measured)
+    if task.settings.until_accuracy:
+        print(mark_line(task, trainer))
+    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in SHOWN.items() if name in measured)
     spent = f"{trainer.progress['seconds']:.0f} s of training"
     print(f"test ({len(test)} clips, epoch {result['reported_epoch']}): {text}; {spent} -> {task.out}")
     return result
+
+
+def stopped_at(task: Task, trainer: loop.Trainer) -> dict[str, float] | None:
+    """Where --until-accuracy ended the run: {"mark", "epoch", "score", "seconds"}; None where it did not.
+
+    seconds: of training and validation, from the first batch's samples to the figure that reached the mark.
+    """
+    if not trainer.reached:
+        return None
+    last = trainer.progress["history"][-1]
+    score = {"mark": task.settings.until_accuracy, "score": last[f"validation_{task.key_metric}"]}
+    return score | {"epoch": last["epoch"], "seconds": last["seconds"]}
+
+
+def mark_line(task: Task, trainer: loop.Trainer) -> str:
+    """What became of --until-accuracy, in a sentence."""
+    name, mark, stopped = SHOWN[task.key_metric], task.settings.until_accuracy, stopped_at(task, trainer)
+    if stopped is None:
+        best, epochs = trainer.progress["best"]["score"], trainer.progress["epoch"]
+        return f"validation {name} did not reach {100 * mark:g} % in {epochs} epochs: the best was {100 * best:.2f} %."
+    return (
+        f"validation {name} {100 * stopped['score']:.2f} % reached {100 * mark:g} % in epoch {stopped['epoch']}, "
+        f"{stopped['seconds']:.1f} s from data to result (training and validation)."
+    )
 
 
 def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[str, float]) -> dict[str, Any]:
@@ -424,7 +462,8 @@ def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[s
         "graph": trainer.step is not trainer.plain,
         "seconds": progress["seconds"],
         **medians,
-        "seconds_to": seconds_to(history, f"validation_{task.key_metric}"),
+        "seconds_to": seconds_to(history, f"validation_{task.key_metric}", task.settings.until_accuracy),
+        **({"stopped_at": stopped_at(task, trainer)} if task.settings.until_accuracy else {}),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "macs": task.config.model.macs()._asdict(),
         "clips": {split: len(packed.indices(split)) for split in clips.SPLITS},
@@ -437,10 +476,10 @@ def figures_of(task: Task, trainer: loop.Trainer, packed: Pack, measured: dict[s
     }
 
 
-def seconds_to(history: list[dict], name: str) -> dict[str, float]:
-    """Mark -> seconds of training and validation until a figure first reached it."""
+def seconds_to(history: list[dict], name: str, own: float = 0.0) -> dict[str, float]:
+    """Mark -> seconds of training and validation until a figure first reached it; own: a mark besides the usual ones."""
     reached = {}
-    for mark in MARKS:
+    for mark in sorted({*MARKS, own} - {0.0}):
         first = next((line["seconds"] for line in history if line.get(name, 0.0) >= mark), None)
         if first is not None:
             reached[str(mark)] = first

@@ -102,6 +102,9 @@ class Settings(AugmentSettings):
     epochs: int = 10
     max_steps: int = 0
     """Stop after so many steps, with the schedule shortened to them; 0 is all epochs."""
+    until_accuracy: float = 0.0
+    """Stop after the epoch whose validation reaches this accuracy (mAP where a clip may have several labels), a share of 1,
+    and test; the schedule stays that of all epochs. 0 is off."""
     batch_size: int = 128
     """Clips of a step, over all processes and micro-batches."""
     accumulate: int = 1
@@ -134,6 +137,9 @@ class Settings(AugmentSettings):
     """Keep the training loss of every so many steps in metrics.jsonl, by step; 0 keeps none."""
     average_last: int = 0
     """Also evaluate the mean of the weights of the last so many epochs."""
+    average_decay: float = 0.0
+    """Evaluate and keep a moving average of the weights, this share of it from step to step (less in the first ones); 0 is
+    off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 where the processor has instructions for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -166,15 +172,30 @@ class Settings(AugmentSettings):
             "mask_area",
             "log_every",
             "step_from",
+            "keep_tokens",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
+        if self.keep_tokens and self.augment == "none":
+            raise UserError(
+                "--keep-tokens keeps the patches that masks cover least: add --augment specmask or specaugment, or leave it "
+                "out."
+            )
+        _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
+        _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
+        if self.background_snr_min > self.background_snr_max:
+            raise UserError(
+                f"--background-snr-min {self.background_snr_min} is above --background-snr-max {self.background_snr_max}: "
+                "exchange them."
+            )
         for name in (
             "mixup",
+            "background",
             "mask_full_share",
             "label_smoothing",
             "validation_share",
+            "until_accuracy",
             "lr_end",
             "step_factor",
             "device_memory_share",
@@ -182,7 +203,7 @@ class Settings(AugmentSettings):
             _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in (n for n, value in vars(self).items() if isinstance(value, float)):
             _require(self, name, math.isfinite(getattr(self, name)), "a finite number")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "average_decay"):
             _require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         _require(self, "mask_snap", self.mask_snap <= self.frames, f"at most the {self.frames} frames of --frames")
         _require(self, "lr", self.lr > 0, "above 0")
@@ -196,6 +217,11 @@ class Settings(AugmentSettings):
             raise UserError("--mean and --std go together, and --std is above 0: give both or neither.")
         if self.label_smoothing and (self.loss == "bce" or (self.loss == "auto" and self.multi_label)):
             raise UserError("--label-smoothing works with cross-entropy alone: leave it out, or take --loss ce.")
+        if self.until_accuracy and self.average_last:
+            raise UserError(
+                "--average-last needs to know which epochs are the last, and --until-accuracy does not: leave one out, "
+                "or take --average-decay."
+            )
 
 
 def _require(settings, name, good, range_):
@@ -316,18 +342,31 @@ def read_recipe(name: str, data: str | None = None) -> dict[str, Any]:
 
     Without a name it is the data set's default. Raises UserError for an unknown one or a key that is no setting.
     """
-    path = _recipe_path(name, data or Settings.data, named=bool(name))
+    values = _read(_recipe_path(name, data or Settings.data, named=bool(name)))
+    if data is not None and values.get("data", data) != data:
+        raise UserError(f"The recipe {name!r} is for --data {values['data']}, not {data}: give one of the two.")
+    return {"data": data, **values} if data else values
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe's file over those of the recipe that it names as its `base`, where it has one."""
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The recipe {path} is not TOML ({error}): mend the line it names.") from None
+    base = values.pop("base", "")
     for key, value in values.items():
         if key not in _FIELDS:
             raise UserError(f"The recipe {path} sets {key!r}, which is no setting{_nearest(key, list(_FIELDS))}")
         _check_value(f"The recipe {path}: {key}", key, value)
-    if data is not None and values.get("data", data) != data:
-        raise UserError(f"The recipe {name!r} is for --data {values['data']}, not {data}: give one of the two.")
-    return {"data": data, **values} if data else values
+    if not isinstance(base, str):
+        raise UserError(f"The recipe {path}: base takes a recipe's name, not {base!r}.")
+    if not base:
+        return values
+    under = _recipe_path(base, values.get("data", Settings.data), named=True)
+    if under in (path, *above):
+        raise UserError(f"The recipe {path} is its own base: name another one, or leave base out.")
+    return _read(under, (path, *above)) | values
 
 
 def _recipe_path(name: str, data: str, named: bool) -> Path:

@@ -1,5 +1,6 @@
 """What a run needs to go on exactly: the last/ checkpoint with the optimiser's tensors and the history."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from fftp import checkpoint
 from fftp.errors import UserError
+from train.averaging import MovingAverage
 
 
 class Averages:
@@ -32,9 +34,13 @@ def save(
     config: checkpoint.CheckpointConfig,
     optimiser: torch.optim.Optimizer,
     averages: Averages,
+    moving: MovingAverage | None,
     progress: dict[str, Any],
 ) -> None:
-    """Replace folder (last/) by the run's state after an epoch; progress is JSON: epoch, history, best and so on."""
+    """Replace folder (last/) by the run's state after an epoch; progress is JSON: epoch, history, best and so on.
+
+    As a checkpoint it is the model that is evaluated: with a moving average its own weights lie in state.safetensors.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     tensors = {
         f"optimiser.{names[id(p)]}.{key}": value
@@ -43,15 +49,22 @@ def save(
         if isinstance(value, torch.Tensor)
     }
     tensors |= {f"average.{name}": tensor for name, tensor in averages.total.items()}
+    if moving:
+        tensors |= moving.saved()
     with checkpoint.replacing(folder) as beside:
-        checkpoint.save(beside, model, config)
+        with moving.in_place() if moving else contextlib.nullcontext():
+            checkpoint.save(beside, model, config)
         checkpoint.write(beside / "state.safetensors", checkpoint.pack_tensors(tensors))
         written = progress | {"averaged": averages.count}
         checkpoint.write(beside / "state.json", json.dumps(written).encode())
 
 
 def restore(
-    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, averages: Averages
+    folder: Path,
+    model: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    averages: Averages,
+    moving: MovingAverage | None,
 ) -> dict[str, Any]:
     """Fill model, optimiser and averages from last/; returns progress. Raises UserError when it is damaged."""
     try:
@@ -63,6 +76,8 @@ def restore(
         ) from error
     checkpoint.load_weights(model, folder / "model.safetensors")
     tensors = checkpoint.read_tensors(folder / "state.safetensors")
+    if moving:
+        moving.restore(tensors)
     averages.total = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
     for name, parameter in model.named_parameters():
         prefix = f"optimiser.{name}."

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, forward, loss, backward, clipping, AdamW, schedule.
+"""One optimiser step: micro-batches, forward, loss, backward, clipping, AdamW, schedule, moving average.
 
 Whatever changes from step to step lies in tensors that are filled in place, so that the same calls can be captured in a
 CUDA graph (train.graph). Over several processes each works on its share of the batch, and all end with the same weights.
@@ -19,6 +19,7 @@ from fftp.augment import Augment
 from fftp.errors import UserError
 from kernels import ranges
 from train import parallel
+from train.averaging import MovingAverage
 from train.feed import Batch, Feed, Order
 from train.settings import Settings
 
@@ -110,7 +111,7 @@ class Step:
         self.task, self.total, self.clips, self.parts = task, total, order.batch_size, s.accumulate
         check_parts(self.clips, self.parts)
         grid = task.config.model.grid
-        self.augment = Augment(s, s.seed, grid.T, grid.F)
+        self.augment = Augment(s, s.seed, grid.T, grid.F, grid)
         self.forward = parallel.shared(task.model, device)
         # The CPU's AdamW takes the rate as a float64, as it would take a number; CUDA's as a float32.
         self.rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
@@ -121,6 +122,11 @@ class Step:
         self.optimiser = optimiser_of(task.model, s, self.rate)
         # PyTorch warns of steps outside of a capture: the ones before it, and all of --graph off.
         self.optimiser._warned_capturable_if_run_uncaptured = True
+        self.average = MovingAverage(task.model, s.average_decay) if s.average_decay else None
+
+    def evaluated(self) -> contextlib.AbstractContextManager:
+        """Inside, the model has the weights that are evaluated and kept: their moving average, where there is one."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def divided(self, steps: list[Part]) -> list[Part]:
         """The micro-batches of this process, step by step: settings.accumulate for each."""
@@ -158,13 +164,15 @@ class Step:
             self.broken.copy_(torch.maximum(self.broken, bad.float()))
             self.optimiser.found_inf = self.broken
             self.optimiser.step()
+            if self.average:
+                self.average.update(self.number, self.broken)
             self.optimiser.zero_grad(set_to_none=True)
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         """Add a micro-batch's gradients; returns its part of the loss, detached."""
         task = self.task
         with autocast(task):
-            logits = self.forward(batch.log_mel)
+            logits = self.forward(batch.log_mel, batch.keep)
         loss = loss_of(logits, batch.targets, task.settings, task.config.multi_label)
         loss = loss * (len(batch.targets) / self.clips)
         with ranges.range("backward"):

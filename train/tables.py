@@ -1,7 +1,8 @@
-"""The paper's Tables I to III: its figures as printed, what contradicts itself in them, and our runs beside them."""
+"""The paper's Tables I to III: its figures as printed, what contradicts itself in them, and our runs beside them; the controls
+that it lacks, and the sweep of learning rates."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FOOTNOTES = {
     "published": "85.27, 13.28 and 91.58 are, to the last digit, the means that AuM's publication gives for its AST and AuM "
@@ -24,12 +25,21 @@ FOOTNOTES = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class System:
-    """A row of the paper: `recipe` is its name under a data set's recipes; `paper` its figures as printed."""
+    """A row of a table: `recipe` is its name under a data set's recipes; `paper` the paper's figures as printed.
+
+    flags: of train.run, on top of the recipe. notes: keys of FOOTNOTES.
+    """
 
     name: str
     recipe: str
     paper: dict[str, float]
-    notes: tuple[str, ...] = ()  # keys of FOOTNOTES
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What its runs are called."""
+        return "-".join([self.recipe, *(flag.removeprefix("--") for flag in self.flags)])
 
 
 def _one(name, recipe, audioset, speechcommands, *notes):
@@ -59,10 +69,78 @@ TABLE2 = (
     _two("(128, 10) / (128, 2)", "ast_fftp_specmask_496", 496, 42.79, 2.8, 5.38, 18.01, "headlines"),
     _two("(128, 10) / (128, 1)", "ast_fftp_specmask", 991, 85.32, 5.2, 11.62, 18.32, "two changes"),
 )
-SYSTEMS = {"table1": TABLE1, "table2": TABLE2, "table3": TABLE2}  # Table III has more columns and the same systems
+
+
+def _control(name, recipe):
+    return System(name=name, recipe=recipe, paper={})
+
+
+# What Table I needs beside it, so that patches, the masks' shape, their fill and their area are told apart.
+CONTROLS = (
+    _control("C1 AST square, SpecMask", "ast_square_specmask"),
+    _control("C2 AST FFTP, SpecAugment filled with the mean", "ast_fftp_mean"),
+    _control("C3 AST FFTP, SpecMask of SpecAugment's area", "ast_fftp_specmask_equal"),
+    _control("C4 AST FFTP of the squares' tokens and operations, SpecMask", "ast_fftp_specmask_64"),
+    _control("C5 AST square, no augmentation", "ast_square_plain"),
+    _control("C6 AST FFTP, no augmentation", "ast_fftp_plain"),
+)
+RATES = ("3e-4", "1e-3", "3e-3")
+SWEEP_EPOCHS = 3
+SWEEP = tuple(
+    System(name=f"{kind}, {rate}", recipe=recipe, paper={}, flags=("--epochs", str(SWEEP_EPOCHS), "--lr", rate))
+    for kind, recipe in (("square", "ast_square"), ("FFTP", "ast_fftp"))
+    for rate in RATES
+)
+
+
+def _ingredient(name, **changed):
+    flags = [word for key, value in changed.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return System(name=name, recipe="ast_fftp_specmask", paper={}, flags=("--epochs", str(SWEEP_EPOCHS), *flags))
+
+
+# What each ingredient of the recipe speechcommands/best gives alone, as strong as there.
+ABLATION = (
+    _ingredient("S3, nothing added"),
+    _ingredient("label smoothing", label_smoothing=0.1),
+    _ingredient("moving average of the weights", average_decay=0.999),
+    _ingredient("time shift", shift_ms=100.0),
+    _ingredient("speed", speed=0.15),
+    _ingredient("background noise", background=0.8),
+    _ingredient("gain", gain_db=6.0),
+    _ingredient("mixup", mixup=0.3),
+    _ingredient("twice the mask's area", mask_area=2048, mask_width=24),
+    _ingredient("that, and 22 of 30 tokens kept", mask_area=2048, mask_width=24, keep_tokens=22),
+)
+SYSTEMS = {
+    "table1": TABLE1,
+    "table2": TABLE2,
+    "table3": TABLE2,  # more columns, and the same systems
+    "controls": CONTROLS,
+    "sweep": SWEEP,
+    "ablation": ABLATION,
+}
+LAPTOP = "laptop_"  # how the recipes of the size of two CPU cores begin
+
+
+def systems(table: str, laptop: bool = False) -> tuple[System, ...]:
+    """The rows of a table; laptop: of the size of two CPU cores.
+
+    The rows of Tables II and III differ in their patches, which then are the paper's.
+    """
+    if not laptop or SYSTEMS[table] is TABLE2:
+        return SYSTEMS[table]
+    return tuple(replace(system, recipe=LAPTOP + system.recipe) for system in SYSTEMS[table])
+
+
 HEADS = {
-    "table1": ("system", "patches", "seeds", "ours, {metric}", "paper: AudioSet-18k, mAP", "paper: Speech Commands, %"),
-    "table2": ("patch / stride", "patches", "seeds", "ours, {metric}", "paper: patches", "paper: AudioSet-18k, mAP"),
+    "table1": (
+        "system", "patches", "runs", "ours, {metric}", "balanced", "minutes", "paper: AudioSet-18k, mAP",
+        "paper: Speech Commands, %",
+    ),
+    "table2": ("patch / stride", "patches", "runs", "ours, {metric}", "paper: patches", "paper: AudioSet-18k, mAP"),
+    "controls": ("system", "patches", "runs", "ours, {metric}", "balanced"),
+    "sweep": ("patches, peak rate", "patches", "runs", "validation, {metric}", "validation loss"),
+    "ablation": ("S3 for three epochs, and", "patches", "runs", "ours, {metric}", "balanced", "minutes"),
     "table3": (
         "patch / stride", "ours, {metric}", "GMAC without attention's products", "with them", "training, minutes",
         "a clip alone, ms", "square's time over it", "paper: \"GFLOPs\"", "paper: training, h", "paper: inference, ms",
@@ -90,36 +168,70 @@ def spread(values: list[float]) -> str:
     return f"**{statistics.mean(values):.2f}** ± {statistics.stdev(values):.2f} ({each})"
 
 
-def render(table: str, lines: list[dict]) -> str:
-    """The paper's table with our runs in it, as Markdown. lines: of finished runs (train.lines), each with its `system`."""
+def render(table: str, lines: list[dict], laptop: bool = False) -> str:
+    """A table with our runs in it, as Markdown. lines: of finished runs (train.lines), each with its `system`."""
     if not lines:
         return "No run is finished yet."
     metric = metric_of(lines)
     marks: dict[str, int] = {}
     rows = [[head.format(metric=_TITLES[metric]) for head in HEADS[table]]]
     rows.append(["---"] * len(rows[0]))
-    for system in SYSTEMS[table]:
-        ours = [line for line in lines if line["system"] == system.recipe]
+    cells_of = {"table1": _row1, "table2": _row2, "table3": _row3, "sweep": _sweep_row, "ablation": _ablation_row}
+    cells_of = cells_of.get(table, _control_row)
+    for system in systems(table, laptop):
+        ours = [line for line in lines if line["system"] == system.key]
         notes = "".join(f" [{marks.setdefault(note, len(marks) + 1)}]" for note in system.notes)
         score = spread([line["metrics"][metric] for line in ours])
-        cells = {"table1": _row1, "table2": _row2, "table3": _row3}[table](system, ours, score)
-        rows.append([system.name + notes, *cells])
-    for note in _TABLE_NOTES[table]:
+        rows.append([system.name + notes, *cells_of(system, ours, score)])
+    for note in _TABLE_NOTES.get(table, ()):
         marks.setdefault(note, len(marks) + 1)
     about = _about(lines)
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
     notes = "\n".join(f"[{mark}] {FOOTNOTES[note]}\n" for note, mark in marks.items())
-    return f"{about}\n\n{text}\n\n{notes}"
+    return f"{about}\n\n{text}\n" + (f"\n{notes}" if notes else "")
 
 
 def _row1(system: System, ours: list[dict], score: str) -> list[str]:
-    patches = str(ours[0]["patches"]) if ours else ""
-    return [patches, str(len(ours)), score, f"{system.paper['map']:.2f}", f"{system.paper['accuracy']:.2f}"]
+    paper = [f"{system.paper['map']:.2f}", f"{system.paper['accuracy']:.2f}"]
+    return [*_counts(ours), score, _balanced(ours), _minutes(ours), *paper]
 
 
 def _row2(system: System, ours: list[dict], score: str) -> list[str]:
-    patches = str(ours[0]["patches"]) if ours else ""
-    return [patches, str(len(ours)), score, str(system.paper["patches"]), f"{system.paper['map']:.2f}"]
+    return [*_counts(ours), score, str(system.paper["patches"]), f"{system.paper['map']:.2f}"]
+
+
+def _ablation_row(system: System, ours: list[dict], score: str) -> list[str]:
+    return [*_control_row(system, ours, score), _minutes(ours)]
+
+
+def _control_row(system: System, ours: list[dict], score: str) -> list[str]:
+    return [*_counts(ours), score, _balanced(ours)]
+
+
+def _sweep_row(system: System, ours: list[dict], score: str) -> list[str]:
+    """Of the best epoch, on the validation list: the test list has no say in the choice of a rate."""
+    if not ours:
+        return [*_counts(ours), score, ""]
+    metric = metric_of(ours)
+    loss = statistics.mean(line["validation"]["loss"] for line in ours)
+    return [*_counts(ours), spread([line["validation"][metric] for line in ours]), f"{loss:.3f}"]
+
+
+def _counts(ours: list[dict]) -> list[str]:
+    return [str(ours[0]["patches"]) if ours else "", str(len(ours))]
+
+
+def _minutes(ours: list[dict]) -> str:
+    """Of training; the least over the runs, since other work on the machine only adds to it."""
+    return f"{min(line['seconds'] for line in ours) / 60:.1f}" if ours else ""
+
+
+def _balanced(ours: list[dict]) -> str:
+    """Mean and deviation of the balanced accuracy, where there is one."""
+    values = [100 * line["metrics"]["balanced_accuracy"] for line in ours if "balanced_accuracy" in line["metrics"]]
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else ""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _row3(system: System, ours: list[dict], score: str) -> list[str]:

@@ -181,8 +181,10 @@ def test_training_takes_the_one_kernel(device):
         log_mel = torch.randn(3, 40, 16, generator=torch.Generator().manual_seed(1)).to(device)
         wanted = reference.paint(log_mel.clone(), work.rectangles(5, tickets), work.fill(log_mel, None, None))
         dispatch.forget()
-        got = work.mask(log_mel.clone(), torch.full((3,), 40, device=device), 5, tickets)
+        got = log_mel.clone()
+        drawn = work.mask(got, torch.full((3,), 40, device=device), 5, tickets)
         assert dispatch.in_use() == {used: "triton"}
+        assert torch.equal(drawn, work.rectangles(5, tickets))
         assert torch.equal(got, wanted)
         assert not torch.equal(got, log_mel)
 

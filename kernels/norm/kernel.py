@@ -1,4 +1,4 @@
-"""Residual addition and RMSNorm in Triton, forward and backward: a program owns whole rows, so that each is read once."""
+"""Residual addition and RMSNorm or LayerNorm in Triton, both ways: a program owns whole rows, so that each is read once."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ from kernels.patch_embed.kernel import _round
 
 # Elements of a program's block, rows times the power of two that D fits in, and its warps: 32 numbers a thread. Not measured.
 BLOCK, WARPS = 4096, 4
-# The weight's gradient is cut into so many parts, whatever the batch: four for each of an H200's multiprocessors.
+# The vectors' gradients are cut into so many parts, whatever the batch: four for each of an H200's multiprocessors.
 PARTS = 528
 INTERPRETED_BLOCK, INTERPRETED_PARTS = 1024, 3  # small, so that small shapes have edges
 # Whether it is 1 or a multiple of 16 would be compiled in, and an epoch's last batch would wait for a compiler.
@@ -28,6 +28,18 @@ def _store(ptr, row, d, rows, D, tile, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def _vector(ptr, d, D):
+    return tl.load(ptr + d, mask=d < D, other=0.0)
+
+
+@triton.jit
+def _centre(total, d, D):
+    """total - mean over D of each row, 0 outside of D."""
+    mean = tl.sum(total, 1) / D
+    return tl.where((d < D)[None, :], total - mean[:, None], 0.0)
+
+
+@triton.jit
 def _scale(total, is_row, D, eps):
     """1 / sqrt(mean(total^2) + eps) of each row, both operations rounded once; 1 where there is no row."""
     square = tl.where(is_row, tl.sum(total * total, 1) / D + eps, 1.0)
@@ -36,11 +48,13 @@ def _scale(total, is_row, D, eps):
 
 @triton.jit(do_not_specialize=_SIZES)
 def _forward_kernel(
-    x_ptr, residual_ptr, weight_ptr, normed_ptr, total_ptr,
+    x_ptr, residual_ptr, bias_ptr, weight_ptr, shift_ptr, normed_ptr, total_ptr,
     rows, D, eps,
-    ADD: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    ADD: tl.constexpr, BIAS: tl.constexpr, CENTRED: tl.constexpr,
+    INTERPRETED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """total = residual + x (ADD) or x; normed[r] = total[r] / sqrt(mean(total[r]^2) + eps) * weight.
+    """total = residual (ADD) + x + bias (BIAS); normed[r] = total[r] / sqrt(mean(total[r]^2) + eps) * weight, or CENTRED
+    (total[r] - mean(total[r])) / sqrt(var(total[r]) + eps) * weight + shift.
 
     Traffic in elements: 4*rows*D. Source: reference.py.
     """
@@ -49,9 +63,15 @@ def _forward_kernel(
     total = _load(x_ptr, row, d, rows, D)
     if ADD:
         total += _load(residual_ptr, row, d, rows, D)
+    if BIAS:
+        total += _vector(bias_ptr, d, D)[None, :]
     _store(total_ptr, row, d, rows, D, total, INTERPRETED)
-    weight = tl.load(weight_ptr + d, mask=d < D, other=0.0)
+    if CENTRED:
+        total = _centre(total, d, D)
+    weight = _vector(weight_ptr, d, D)
     normed = total * _scale(total, row < rows, D, eps)[:, None] * weight[None, :]
+    if CENTRED:
+        normed += _vector(shift_ptr, d, D)[None, :]
     _store(normed_ptr, row, d, rows, D, normed, INTERPRETED)
 
 
@@ -59,31 +79,48 @@ def _forward_kernel(
 def _backward_kernel(
     grad_ptr, d_total_ptr, total_ptr, weight_ptr, d_ptr, d_x_ptr, partial_ptr,
     rows, per_part, D, eps,
-    NARROW: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    CENTRED: tl.constexpr, NARROW: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The derivative of `_forward_kernel`, with unit = total * scale and grad that of normed:
+    """The derivative of `_forward_kernel`, with unit = total * scale, total less its mean where CENTRED, grad that of
+    normed and g = grad * weight, less its mean where CENTRED:
 
-    d = d_total + scale * (grad * weight - unit * mean(grad * weight * unit)), the gradient of residual and of x; in x's
-    type it goes to d_x too where NARROW. partial[part] `[D]`: the sum of grad * unit over this program's per_part rows.
-    Traffic in elements: 4*rows*D, 5*rows*D where NARROW. Source: the derivative of reference.py.
+    d = d_total + scale * (g - unit * mean(g * unit)), the gradient of residual and of x; in x's type it goes to d_x too
+    where NARROW. partial[part] `[1, D]`, or `[3, D]` where CENTRED: the sums of grad * unit, grad and d over this program's
+    per_part rows, for weight, shift and bias. Traffic in elements: 4*rows*D, 5*rows*D where NARROW. Source: the derivative
+    of reference.py.
     """
     part = tl.program_id(0).to(tl.int64)
     first, d = part * per_part, tl.arange(0, BLOCK_D)
     end = tl.minimum(first + per_part, rows)
-    weight = tl.load(weight_ptr + d, mask=d < D, other=0.0)
+    weight = _vector(weight_ptr, d, D)
     d_weight = tl.zeros((BLOCK_D,), tl.float32)
+    d_shift = tl.zeros((BLOCK_D,), tl.float32)
+    d_bias = tl.zeros((BLOCK_D,), tl.float32)
     while first < end:
         row = first + tl.arange(0, BLOCK_R)
         total = _load(total_ptr, row, d, end, D)
         grad = _load(grad_ptr, row, d, end, D)
+        if CENTRED:
+            total = _centre(total, d, D)
+            d_shift += tl.sum(grad, 0)
         scale = _scale(total, row < end, D, eps)
         unit = total * scale[:, None]
         d_weight += tl.sum(grad * unit, 0)
         grad *= weight[None, :]
         along = tl.sum(grad * unit, 1) / D
+        if CENTRED:
+            grad = _centre(grad, d, D)
         found = (grad - unit * along[:, None]) * scale[:, None] + _load(d_total_ptr, row, d, end, D)
+        if CENTRED:
+            d_bias += tl.sum(found, 0)
         _store(d_ptr, row, d, end, D, found, INTERPRETED)
         if NARROW:
             _store(d_x_ptr, row, d, end, D, found, INTERPRETED)
         first += BLOCK_R
-    tl.store(partial_ptr + part * D + d, d_weight, mask=d < D)
+    if CENTRED:
+        at = partial_ptr + part * 3 * D + d
+        tl.store(at, d_weight, mask=d < D)
+        tl.store(at + D, d_shift, mask=d < D)
+        tl.store(at + 2 * D, d_bias, mask=d < D)
+    else:
+        tl.store(partial_ptr + part * D + d, d_weight, mask=d < D)

@@ -1,4 +1,4 @@
-"""The norm's Triton kernels: every case in the interpreter, or on the device under --gpu."""
+"""The GELU's Triton kernels: every case in the interpreter, or on the device under --gpu."""
 
 import pytest
 from triton_cases import run_cases
@@ -6,4 +6,4 @@ from triton_cases import run_cases
 
 def test_the_kernels_hold_the_2x_rule(request):
     pytest.importorskip("triton", reason="the triton package is not installed")
-    assert run_cases("rms_norm", request.config) >= 49
+    assert run_cases("gelu", request.config) >= 47

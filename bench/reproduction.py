@@ -1,0 +1,227 @@
+"""docs/REPRODUCTION.md: Table I on real recordings and its controls, from the collected lines of `train.reproduce`."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+
+from bench import tables
+from train import tables as papers
+
+SPEECH = "speechcommands"
+# Two-sided 95 % quantile of Student's t for 1, 2, 3 ... degrees of freedom.
+T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+# What two rows differ in, and which: system minus system.
+PAIRS = (
+    ("Table I's first step: patches, and with them the masks' sizes", "ast_fftp", "ast_square"),
+    ("Table I's second step: SpecMask for SpecAugment", "ast_fftp_specmask", "ast_fftp"),
+    ("both steps", "ast_fftp_specmask", "ast_square"),
+    ("patches alone, both under SpecMask", "ast_fftp_specmask", "ast_square_specmask"),
+    ("patches alone, as many tokens and operations", "ast_fftp_specmask_64", "ast_square_specmask"),
+    ("patches alone, no augmentation", "ast_fftp_plain", "ast_square_plain"),
+    ("the mask on square patches", "ast_square_specmask", "ast_square"),
+    ("the mask's fill alone: mean for zero", "ast_fftp_mean", "ast_fftp"),
+    ("the mask's shape and area, both filled with the mean", "ast_fftp_specmask", "ast_fftp_mean"),
+    ("the mask's shape alone, equal area and fill", "ast_fftp_specmask_equal", "ast_fftp_mean"),
+    ("SpecAugment against none, FFTP", "ast_fftp", "ast_fftp_plain"),
+    ("SpecMask against none, FFTP", "ast_fftp_specmask", "ast_fftp_plain"),
+    ("AuM: patches", "aum_fftp", "aum_square"),
+    ("AuM: SpecMask for SpecAugment", "aum_fftp_specmask", "aum_fftp"),
+)
+SCORE = "balanced_accuracy"
+SECTIONS = (
+    ("Spoken words, the paper's sizes", SPEECH, False),
+    ("Twelve spoken words", SPEECH, True),
+    ("Ten environmental sounds, each fold held out once", "folder", True),
+)
+
+
+def page(lines: Callable[[str], list[dict]]) -> str:
+    """The tables of the page. lines: of a part (bench.measure.lines)."""
+    rows = newest(lines("reproduce"))
+    sections = []
+    for title, data, laptop in SECTIONS:
+        some = [row for row in rows if row["case"]["data"] == data and _laptop(row) == laptop]
+        parts = [part for part in (_systems(some), _pairs(some), _sweep(some), _ablation(some)) if part]
+        sections += [f"### {title}", _about(some), *parts] if parts else []
+    return "\n\n".join(sections) or "No run has been collected yet."
+
+
+def newest(rows: list[dict]) -> list[dict]:
+    """The last line of each run: of a system, seed, fold and length."""
+    return list({json.dumps([row["system"], row["case"]]): row for row in rows}.values())
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Mean of paired differences and half the width of its 95 % interval by Student's t; the latter NaN for one pair."""
+    n = len(differences)
+    if n < 2:
+        return differences[0], math.nan
+    quantile = T_QUANTILE[min(n - 1, len(T_QUANTILE)) - 1]
+    return statistics.mean(differences), quantile * statistics.stdev(differences) / math.sqrt(n)
+
+
+def differences(rows: list[dict], one: str, other: str, score: str = SCORE) -> list[float]:
+    """Points by which `one` is ahead of `other`, of each seed and fold that both have."""
+    scores: dict[str, dict[tuple, float]] = {}
+    for row in rows:
+        run = (row["case"]["seed"], row["case"]["test_fold"])
+        scores.setdefault(_name(row), {})[run] = 100 * row["metrics"][score]
+    first, second = scores.get(one, {}), scores.get(other, {})
+    return [first[run] - second[run] for run in sorted(first.keys() & second.keys())]
+
+
+def _laptop(row: dict) -> bool:
+    """Whether a run has the sizes of two CPU cores."""
+    return papers.LAPTOP in row["recipe"] or row["case"]["data"] == "folder"
+
+
+def _name(row: dict) -> str:
+    """The system's name in train.tables; Table II's rows of that size, which have no recipes of their own, are told apart."""
+    own = row["system"].startswith(papers.LAPTOP) or not _laptop(row)
+    return row["system"].removeprefix(papers.LAPTOP) if own else f"table2 {row['system']}"
+
+
+def _about(rows: list[dict]) -> str:
+    """What the runs were made on."""
+    clips, machines = rows[0]["clips"], ", ".join(dict.fromkeys(row["machine"] for row in rows))
+    return f"{clips['train']} training, {clips['validation']} validation and {clips['test']} test clips; {machines}."
+
+
+def _systems(rows: list[dict]) -> str:
+    """Every system that ran, beside the paper's figure."""
+    systems = [(system.name, system.recipe, system) for system in (*papers.TABLE1, *papers.CONTROLS)]
+    systems += [(f"Table II: {system.name}", f"table2 {system.recipe}", system) for system in papers.TABLE2]
+    table = []
+    for name, key, system in systems:
+        ours = [row for row in rows if _name(row) == key]
+        if not ours:
+            continue
+        accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
+        minutes = min(row["seconds"] for row in ours) / 60
+        paper = f"{system.paper['accuracy']:.2f}" if "accuracy" in system.paper else ""
+        case = ours[0]["case"]
+        cells = [name, str(ours[0]["patches"]), str(case["epochs"]), str(len(ours)), _spread(accuracy)]
+        table.append([*cells, _spread(balanced), f"{minutes:.1f}", *([paper] if case["data"] == SPEECH else [])])
+    if not table:
+        return ""
+    head = ["system", "patches", "epochs", "runs", "test accuracy, %", "balanced, %", "minutes"]
+    return tables.markdown([*head, *(["paper, 35 words, %"] if len(table[0]) > len(head) else [])], table)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _pairs(rows: list[dict]) -> str:
+    table = []
+    for question, one, other in PAIRS:
+        found = differences(rows, one, other)
+        if found:
+            mean, half = interval(found)
+            said = f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+            table.append([question, f"{one} - {other}", str(len(found)), said, _verdict(mean, half)])
+    if not table:
+        return ""
+    return tables.markdown(["what changes", "systems", "pairs", "points of balanced accuracy, 95 %", ""], table)
+
+
+def _verdict(mean: float, half: float) -> str:
+    if math.isnan(half):
+        return "one seed: no spread"
+    return "shown" if abs(mean) > half else "within the spread"
+
+
+def _sweep(rows: list[dict]) -> str:
+    table = []
+    for system in papers.systems("sweep", laptop=True):
+        ours = [row for row in rows if row["system"] == system.key]
+        for row in ours:
+            found = row["validation"]
+            cells = [f"{100 * found[name]:.1f}" for name in ("accuracy", SCORE)]
+            table.append([system.name, str(row["case"]["epochs"]), *cells, f"{found['loss']:.3f}"])
+    if not table:
+        return ""
+    head = ["patches, peak rate", "epochs", "validation accuracy, %", "balanced, %", "validation loss"]
+    return "The sweep, one seed, judged on the validation list:\n\n" + tables.markdown(head, table)
+
+
+def _ablation(rows: list[dict]) -> str:
+    """Each ingredient beside the run without any, seed by seed."""
+    plain, *added = papers.systems("ablation", laptop=True)
+    ours = {system: [row for row in rows if row["system"] == system.key] for system in (plain, *added)}
+    table = []
+    for system in (s for s in (plain, *added) if ours[s]):
+        scores = [100 * row["metrics"][SCORE] for row in ours[system]]
+        gains = differences(rows, _name(ours[system][0]), plain.key.removeprefix(papers.LAPTOP))
+        ahead = f"{statistics.mean(gains):+.1f}" if gains and system is not plain else ""
+        table.append([system.name, str(len(scores)), _spread(scores), ahead, f"{_step(ours[system]):.0f}"])
+    if not table:
+        return ""
+    head = ["S3 for three epochs, and", "runs", "balanced, %", "ahead of nothing added", "ms a step"]
+    return "What each ingredient of `speechcommands/best` gives alone:\n\n" + tables.markdown(head, table)
+
+
+def _step(rows: list[dict]) -> float:
+    return min(row["step_ms"] for row in rows)
+
+
+def shown(rows: list[dict]) -> list[dict]:
+    """What the learning curves are drawn from: Table I's systems and controls on words."""
+    names = {system.key for system in (*papers.TABLE1, *papers.CONTROLS)}
+    return [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and _name(r) in names]
+
+
+def with_patches(rows: list[dict]) -> list[dict]:
+    """What the plot against patches is drawn from: the same and Table II's rows, of AST."""
+    some = [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and r["case"]["model"] == "ast"]
+    return [r for r in some if "-epochs-" not in r["system"]]  # without the sweep and the ablation
+
+
+def curves(drawn, rows: list[dict]) -> None:
+    """Balanced accuracy on the validation list by epoch, and by minutes of training: means over the seeds."""
+    by_epoch, by_minutes = drawn.subplots(1, 2, sharey=True)
+    systems = [system for system in (*papers.TABLE1, *papers.CONTROLS) if any(_name(r) == system.recipe for r in rows)]
+    for number, system in enumerate(systems):
+        ours = [row for row in rows if _name(row) == system.recipe]
+        scores = [statistics.mean(points) for points in zip(*(_curve(row) for row in ours), strict=True)]
+        epoch = min(row["seconds"] for row in ours) / 60 / len(scores)  # other work on a machine only adds to a time
+        style = "--" if "square" in system.recipe else "-"
+        at = range(1, len(scores) + 1)
+        for axes, x in ((by_epoch, list(at)), (by_minutes, [epoch * i for i in at])):
+            axes.plot(x, scores, style, marker=".", color=f"C{number % 10}", label=system.name)
+    by_epoch.set(xlabel="epoch", ylabel="balanced accuracy on the validation list, %")
+    by_minutes.set(xlabel="minutes of training on one core")
+    for axes in (by_epoch, by_minutes):
+        axes.grid(alpha=0.3)
+    by_minutes.legend(fontsize=7)
+
+
+def _curve(row: dict) -> list[float]:
+    return [100 * point[f"validation_{SCORE}"] for point in row["curve"]]
+
+
+def patches(drawn, rows: list[dict]) -> None:
+    """Balanced accuracy on the test list against the number of patches: the form of the paper's Figure 4."""
+    axes = drawn.subplots()
+    for kind, mark in (("square", "s"), ("fftp", "o")):
+        found: dict[str, list[dict]] = {}
+        for row in rows:
+            if row["case"]["patch"] == kind:
+                found.setdefault(_name(row), []).append(row)
+        for name, ours in found.items():
+            scores = [100 * row["metrics"][SCORE] for row in ours]
+            bar = statistics.stdev(scores) if len(scores) > 1 else 0
+            filled = "full" if "specmask" in name else "none"
+            colour = {"square": "tab:orange", "fftp": "tab:blue"}[kind]
+            at = (ours[0]["patches"], statistics.mean(scores))
+            axes.errorbar(*[[v] for v in at], yerr=bar, marker=mark, fillstyle=filled, color=colour, capsize=3)
+            axes.annotate(
+                name.removeprefix("table2 ").removeprefix("ast_"),
+                at,
+                fontsize=6,
+                xytext=(5, 3),
+                textcoords="offset points",
+            )
+    axes.set(xlabel="patches of a clip of one second", ylabel="balanced accuracy on the test list, %")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,96 @@
+"""The GELU in C (native.c): float32 inside, elements that are the same bits at any batch size and number of threads."""
+
+import ctypes
+import math
+from pathlib import Path
+
+import torch
+
+from kernels.native import Library
+
+LIBRARY = Library(
+    Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("gelu", "gradients")
+)
+TASK_ROWS, SEGMENTS, TERMS = 64, 16, 7  # native.c's
+TYPES = (torch.float32, torch.bfloat16)  # others go through float32
+
+
+def _structure(pointers):
+    fields = [(name, ctypes.c_int64) for name in ("rows", "D", "narrow")]
+    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
+    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
+
+
+_Gelu = _structure("table bias x out")
+_Gradients = _structure("table bias grad x d_x d_bias")
+
+
+def refuses() -> str | None:
+    """Why this backend cannot run, or None."""
+    return LIBRARY.refuses()
+
+
+def gelu(x, bias, wide):
+    """As `reference.gelu`, for every type but float64."""
+    given = x if x.dtype in TYPES else x.float()
+    return _Function.apply(given, None if bias is None else bias.float()).to(x.dtype)
+
+
+def _below(a):
+    """Phi(-a)"""
+    return math.erfc(a / math.sqrt(2)) / 2
+
+
+def _slope(a):
+    """The GELU's derivative at -a."""
+    return _below(a) - a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+
+
+def _table(function):
+    """`[TERMS, SEGMENTS]`: coefficients of the polynomials in f = 2 a - n that meet the function of a at the TERMS zeros of
+    Chebyshev's polynomial on -0.5 <= f <= 0.5, for each n but the last, which is 0."""
+    at = [math.cos(math.pi * (k + 0.5) / TERMS) / 2 for k in range(TERMS)]
+    table = torch.zeros((TERMS, SEGMENTS))
+    for n in range(SEGMENTS - 1):
+        differences, found = [function((n + f) / 2) for f in at], [0.0] * TERMS
+        for order in range(1, TERMS):  # Newton's divided differences
+            for k in reversed(range(order, TERMS)):
+                differences[k] = (differences[k] - differences[k - 1]) / (at[k] - at[k - order])
+        for f, value in zip(reversed(at), reversed(differences), strict=True):  # found (x - f) + value
+            found = [value - f * found[0], *(found[k - 1] - f * found[k] for k in range(1, TERMS))]
+        table[:, n] = torch.tensor(found)
+    return table
+
+
+_VALUES, _SLOPES = _table(_below), _table(_slope)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, bias):
+        x, bias = x.contiguous(), bias if bias is None else bias.contiguous()
+        out = torch.empty(x.shape, dtype=x.dtype)
+        if x.numel():
+            LIBRARY.call("gelu", _Gelu(*_numbers(x), *_pointers(_VALUES, bias, x, out)))
+        ctx.save_for_backward(x, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, bias = ctx.saved_tensors
+        grad, d_x, parts = grad.contiguous(), torch.empty(x.shape, dtype=x.dtype), None
+        if bias is not None and ctx.needs_input_grad[1]:
+            rows = x.numel() // len(bias) if x.numel() else 0
+            parts = torch.empty((-(-rows // TASK_ROWS), len(bias)))
+        if x.numel():
+            LIBRARY.call("gradients", _Gradients(*_numbers(x), *_pointers(_SLOPES, bias, grad, x, d_x, parts)))
+        return d_x, parts if parts is None else parts.sum(0, dtype=torch.float64).float()
+
+
+def _numbers(x):
+    """Rows, width, and whether x is bfloat16."""
+    return x.numel() // x.shape[-1], x.shape[-1], x.dtype != torch.float32
+
+
+def _pointers(*tensors):
+    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -1,0 +1,82 @@
+"""The norms in C (native.c): float32 inside, rows that are the same bits at any batch size and number of threads."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+from kernels.native import Library
+
+LIBRARY = Library(
+    Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients")
+)
+TASK_ROWS = 64  # native.c's
+TYPES = (torch.float32, torch.bfloat16)  # of x and of what comes out; others go through float32
+
+
+def _structure(numbers, pointers):
+    fields = [(name, ctypes.c_int64) for name in numbers.split()] + [("eps", ctypes.c_double)]
+    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
+    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
+
+
+_Norm = _structure("rows D centred narrow_x narrow_normed", "x residual bias weight shift normed total")
+_Gradients = _structure("rows D centred narrow_grad", "grad d_total total weight d d_x sums")
+
+
+def refuses() -> str | None:
+    """Why this backend cannot run, or None."""
+    return LIBRARY.refuses()
+
+
+def rms_norm(x, residual, weight, eps, dtype, wide):
+    """As `reference.rms_norm`, for every type but float64."""
+    return _norm(x, (residual, None, weight, None), eps, dtype)
+
+
+def layer_norm(x, residual, bias, weight, shift, eps, dtype, wide):
+    """As `reference.layer_norm`, for every type but float64."""
+    return _norm(x, (residual, bias, weight, shift), eps, dtype)
+
+
+def _norm(x, others, eps, dtype):
+    x, out = (x if x.dtype in TYPES else x.float()), (dtype if dtype in TYPES else torch.float32)
+    normed, total = _Function.apply(x, *(t if t is None else t.float() for t in others), eps, out)
+    return normed.to(dtype), total
+
+
+class _Function(torch.autograd.Function):
+    """Without a shift the norm is not about the mean: RMSNorm."""
+
+    @staticmethod
+    def forward(ctx, x, residual, bias, weight, shift, eps, dtype):
+        given = [t if t is None else t.contiguous() for t in (x, residual, bias, weight, shift)]
+        normed, total = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape)
+        if x.numel():
+            D = len(weight)
+            numbers = (x.numel() // D, D, shift is not None, x.dtype != torch.float32, dtype != torch.float32)
+            LIBRARY.call("norm", _Norm(*numbers, eps, *_pointers(*given, normed, total)))
+        ctx.save_for_backward(total, given[3])
+        ctx.eps, ctx.dtype, ctx.centred = eps, x.dtype, shift is not None
+        return normed, total
+
+    @staticmethod
+    def backward(ctx, grad, d_total):
+        total, weight = ctx.saved_tensors
+        grad, d_total = grad.contiguous(), d_total.contiguous()
+        D, narrow = len(weight), ctx.dtype != torch.float32
+        rows = total.numel() // D if D else 0
+        d, d_x = torch.empty(total.shape), torch.empty(total.shape, dtype=ctx.dtype) if narrow else None
+        parts = torch.empty((-(-rows // TASK_ROWS), 3 if ctx.centred else 1, D))
+        if rows:
+            pointers = _pointers(grad, d_total, total, weight, d, d_x, parts)
+            numbers = (rows, D, ctx.centred, grad.dtype != torch.float32)
+            LIBRARY.call("gradients", _Gradients(*numbers, ctx.eps, *pointers))
+        d_weight, *others = parts.sum(0, dtype=torch.float64).float()
+        d_shift, d_bias = others or (None, None)
+        _, adds, biased, *_ = ctx.needs_input_grad
+        return d_x if narrow else d, d if adds else None, d_bias if biased else None, d_weight, d_shift, None, None
+
+
+def _pointers(*tensors):
+    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)

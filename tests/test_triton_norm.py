@@ -1,0 +1,9 @@
+"""The norms' Triton kernels: every case in the interpreter, or on the device under --gpu."""
+
+import pytest
+from triton_cases import run_cases
+
+
+def test_the_kernels_hold_the_2x_rule(request):
+    pytest.importorskip("triton", reason="the triton package is not installed")
+    assert run_cases("norm", request.config) >= 118
