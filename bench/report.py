@@ -47,7 +47,7 @@ def _row(group: list[dict]) -> str:
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
         DATA.get(case["data"]) or f"{case['csv']}, fold {case['test_fold']} held out",
-        f"{tables.NAMES[case['model']]}-{size}",
+        f"{tables.NAMES[case['model']]}-{size}" + ("" if case["fused"] else ", float32 on the references"),
         f"{patch} {geometry}, {case['augment']}",
         epochs,
         _percent(group, "accuracy"),

@@ -176,8 +176,8 @@ class Settings(AugmentSettings):
             "mask_area",
             "log_every",
             "step_from",
-            "body_lr_scale",
             "keep_tokens",
+            "body_lr_scale",
         ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
