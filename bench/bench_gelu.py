@@ -8,6 +8,7 @@ import torch.nn.functional as nnf
 import kernels
 from bench.measure import Case, compiled, holds
 from kernels import dispatch
+from kernels.gelu import reference
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -39,6 +40,10 @@ def _case(B, L, D, dtype, direction, device):
         # Backward: grad and x in, the gradient of x out.
         bytes=B * L * D * (moved + (3 * dtype.itemsize if train else 0)),
     )
+
+
+def _reference(x, bias):
+    return reference.gelu(x, bias, torch.promote_types(x.dtype, torch.float32))
 
 
 def _plain(x, bias):
@@ -73,4 +78,4 @@ def _correct(shape, dtype, device, train):
         out = function(*own)
         return [out.detach(), *(torch.autograd.grad(out, own, grad.to(out.dtype)) if train else ())]
 
-    return holds(run(kernels.gelu), run(_plain), run(_plain, torch.float64))
+    return holds(run(kernels.gelu), run(_reference), run(_reference, torch.float64))

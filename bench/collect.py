@@ -21,6 +21,8 @@ def main(folders: list[str]) -> int:
     try:
         for folder in map(Path, folders):
             if many := reproduce.read_lines(folder):
+                if any("curve" not in line for line in many):
+                    raise ValueError(f"{folder} is from before learning curves were kept: its lines are of no use.")
                 found["reproduce.jsonl"] += many
             else:
                 found["train.jsonl"].append(line_of(folder))

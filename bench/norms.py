@@ -41,8 +41,8 @@ def _case(operation, B, L, D, dtype, direction, device):
         },
         correct=lambda: _correct(ours, plain, _inputs(operation, (2, L, D), dtype, device), train),
         set_bytes=B * L * D * moved,
-        # Backward: the gradients of normed and total, and total, in; those of residual and of x out.
-        bytes=B * L * D * (moved + (2 * dtype.itemsize + 12 if train else 0)),
+        # Backward: the gradients of normed and total, and total, in; those of residual and of x out, in float32 one buffer.
+        bytes=B * L * D * (moved + ((16 if dtype.itemsize == 4 else 2 * dtype.itemsize + 12) if train else 0)),
     )
 
 

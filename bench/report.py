@@ -33,7 +33,7 @@ def table(rows: list[dict]) -> str:
     groups: dict[str, list[dict]] = {}
     for row in rows:
         case = {name: value for name, value in row["case"].items() if name != "seed"}
-        groups.setdefault(json.dumps(case), []).append(row)
+        groups.setdefault(json.dumps([case, row.get("recipe"), row.get("changed")]), []).append(row)
     return "\n".join([HEAD, *(_row(group) for group in groups.values())])
 
 

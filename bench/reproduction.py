@@ -48,8 +48,19 @@ def page(lines: Callable[[str], list[dict]]) -> str:
 
 
 def newest(rows: list[dict]) -> list[dict]:
-    """The last line of each run: of a system, seed, fold and length."""
-    return list({json.dumps([row["system"], row["case"]]): row for row in rows}.values())
+    """The last line of each run; of a system that has runs of several lengths or settings, those like the last."""
+    last = {(row["case"]["data"], row["system"]): _kind(row) for row in rows}
+    runs = {}
+    for row in rows:
+        if _kind(row) == last[row["case"]["data"], row["system"]]:
+            runs[row["case"]["data"], row["system"], row["case"]["seed"], row["case"]["test_fold"]] = row
+    return list(runs.values())
+
+
+def _kind(row: dict) -> str:
+    """All that a run was, but for its seed and fold."""
+    case = {name: value for name, value in row["case"].items() if name not in ("seed", "test_fold")}
+    return json.dumps([case, row["recipe"], row["changed"]])
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -184,14 +195,15 @@ def curves(drawn, rows: list[dict]) -> None:
     systems = [system for system in (*papers.TABLE1, *papers.CONTROLS) if any(_name(r) == system.recipe for r in rows)]
     for number, system in enumerate(systems):
         ours = [row for row in rows if _name(row) == system.recipe]
-        scores = [statistics.mean(points) for points in zip(*(_curve(row) for row in ours), strict=True)]
+        # Seeds may have stopped in other epochs: the mean is over those that all have.
+        scores = [statistics.mean(points) for points in zip(*(_curve(row) for row in ours), strict=False)]
         epoch = min(row["seconds"] for row in ours) / 60 / len(scores)  # other work on a machine only adds to a time
         style = "--" if "square" in system.recipe else "-"
         at = range(1, len(scores) + 1)
         for axes, x in ((by_epoch, list(at)), (by_minutes, [epoch * i for i in at])):
             axes.plot(x, scores, style, marker=".", color=f"C{number % 10}", label=system.name)
     by_epoch.set(xlabel="epoch", ylabel="balanced accuracy on the validation list, %")
-    by_minutes.set(xlabel="minutes of training on one core")
+    by_minutes.set(xlabel="minutes of training")
     for axes in (by_epoch, by_minutes):
         axes.grid(alpha=0.3)
     by_minutes.legend(fontsize=7)

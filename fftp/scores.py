@@ -6,6 +6,7 @@ Arrays of numbers and one JSON text: loading it runs no code.
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ import numpy as np
 
 from fftp import checkpoint
 from fftp.errors import UserError
+
+# What numpy and json raise over bytes that are not what they were.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError)
+_DAMAGE = (*_DAMAGE, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +89,7 @@ def read(run: Path, split: str) -> Scores | None:
         return read
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path} is damaged: write it anew by `python -m train.evaluate {run} --split {split} --scores`."
         ) from error

@@ -55,11 +55,14 @@ def test_a_block_that_fails_leaves_the_weights():
     model = torch.nn.Linear(3, 2)
     average = averaging.MovingAverage(model, 0.9)
     torch.nn.init.ones_(model.weight)
-    block = average.in_place()
-    block.__enter__()
-    assert (model.weight != 1).all()
+
+    def fails():
+        with average.in_place():
+            assert (model.weight != 1).all()
+            raise RuntimeError("inside")
+
     with pytest.raises(RuntimeError, match="inside"):
-        block.__exit__(RuntimeError, RuntimeError("inside"), None)
+        fails()
     assert (model.weight == 1).all()
 
 

@@ -359,7 +359,7 @@ def test_dry_run_measures_and_keeps_nothing(tmp_path, capsys):
         (["table1", "--data", "synth", "--seeds", "0"], "--seeds is 1 or more"),
         (["table1", "--data", "nosuch"], "cannot make sense"),
         (["table1", "--data", "synth", "--folds", "1,2"], "--folds is for --data folder"),
-        (["controls", "--data", "speechcommands"], "add --edition laptop"),
+        (["controls", "--data", "speechcommands"], "take --data speechcommands --edition laptop"),
         (["table1", "--data", "synth", "--", "--deph", "3"], "did you mean --depth"),
         (["table2", "--data", "synth", "--", "--frames", "40"], "40"),
     ],

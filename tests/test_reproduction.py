@@ -25,7 +25,7 @@ def line(system, seed, balanced, fold="", data="speechcommands", **more):
     made = {
         "part": "reproduce", "system": f"laptop_{system}", "recipe": f"{data}/laptop_{system}",
         "case": case | {"test_fold": fold},
-        "metrics": found, "validation": found | {"loss": 0.5}, "curve": curve, "seconds": 90.0, "patches": 7,
+        "changed": {}, "metrics": found, "validation": found | {"loss": 0.5}, "curve": curve, "seconds": 90.0, "patches": 7,
         "clips": {"train": 5, "validation": 3, "test": 4}, "machine": "laptop",
     }  # fmt: skip
     return made | more

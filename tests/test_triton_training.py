@@ -15,7 +15,7 @@ RUN = settings.read_recipe("", "synth") | {
     "synth_train": 200, "synth_validation": 10, "synth_test": 10, "batch_size": 4, "depth": 2, "epochs": 1,
     "precision": "float32", "log_every": 1,
 }  # fmt: skip
-OPERATIONS = ("waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed")
+OPERATIONS = ("waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed", "layer_norm", "gelu")
 BACKENDS = dict.fromkeys(OPERATIONS, "triton")
 
 

@@ -4,6 +4,8 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from train.settings import FREE_ON_RESUME, Settings, read_recipe, to_dict
+
 CASE = (
     "data",
     "model",
@@ -38,7 +40,7 @@ def line_of(out: Path) -> dict:
         "part": "train",
         "case": {name: result["settings"][name] for name in CASE},
         "recipe": result["settings"]["recipe"],
-        "lr": result["settings"]["lr"],
+        "changed": changed(result["settings"]),
         "metrics": result["metrics"],
         "validation": result["validation"],
         "loss": {"first": history[0]["first_loss"], "last": history[-1]["last_loss"]},
@@ -56,6 +58,14 @@ def line_of(out: Path) -> dict:
         "commit": result["commit"],
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def changed(settings: dict) -> dict:
+    """The settings of a run that are neither its recipe's nor of the case above, nor of where and how fast it ran."""
+    recipe = read_recipe(settings["recipe"], settings["data"])
+    plain = {name: recipe.get(name, value) for name, value in to_dict(Settings()).items()}
+    apart = {*CASE, *FREE_ON_RESUME, "recipe", "precision", "skip_bad_files", "log_every", "deterministic"}
+    return {name: settings[name] for name in plain if name not in apart and settings.get(name) != plain[name]}
 
 
 def curve_of(out: Path) -> list[dict]:

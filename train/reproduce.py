@@ -42,7 +42,8 @@ class Options:
     edition: Literal["paper", "laptop"] = "paper"
     """paper: the paper's sizes and lengths; laptop: what two CPU cores train in minutes (docs/REPRODUCTION.md)."""
     only: str = ""
-    """Only these systems, by the names of their runs' folders, separated by commas: several commands can share the work."""
+    """Only these systems, by the names of their runs' folders, separated by commas: several commands can
+    share a folder, one after the other."""
     size: Literal["recipe", "tiny", "small", "base"] = "recipe"
     """Of the models; recipe is what the recipe says."""
     epochs: int = 0
@@ -74,7 +75,7 @@ class Run:
 
 def key_of(line: dict) -> tuple[str, int, str]:
     """Which run a line of results.jsonl is of."""
-    return line["system"], line["case"]["seed"], line["case"]["test_fold"]
+    return line["system"], line["case"]["seed"], line.get("fold", "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -150,8 +151,15 @@ def plan_of(table: str, options: Options, extra: tuple[str, ...], out: Path) -> 
 def chosen(table: str, options: Options) -> list[tables.System]:
     """The table's systems that --only leaves. Raises UserError for a name that is none of them."""
     laptop = options.edition == "laptop"
-    if table in ("controls", "ablation") and not laptop:
-        raise UserError(f"{table} has recipes of the size of two CPU cores alone: add --edition laptop.")
+    if table in ("controls", "ablation") and not (laptop and options.data == "speechcommands"):
+        raise UserError(
+            f"{table} has recipes for Speech Commands at the size of two CPU cores alone: take --data speechcommands "
+            "--edition laptop."
+        )
+    if table in ("sweep", "ablation") and options.epochs:
+        raise UserError(f"The runs of {table} have {tables.SWEEP_EPOCHS} epochs: leave --epochs out.")
+    if table == "sweep" and options.data == "audioset":
+        raise UserError("sweep judges rates on a validation list, which AudioSet has not: take another data set.")
     every = tables.systems(table, laptop)
     names = [name.strip() for name in options.only.split(",") if name.strip()]
     known = [system.key for system in every]
@@ -231,7 +239,7 @@ def carry_out(table: str, plan: list[Run], out: Path, again: str, laptop: bool) 
             return code if code in (1, 2) else 2
         kept = keep_lines(out, plan)
         checkpoint.replace(out / f"{table}.md", tables.render(table, kept, laptop).encode())
-    if table == "table3":
+    if table == "table3" and {run.system.recipe for run in plan} == {s.recipe for s in tables.SYSTEMS[table]}:
         kept = with_latencies(out, plan, kept)
     text = tables.render(table, kept, laptop)
     checkpoint.replace(out / f"{table}.md", text.encode())
@@ -286,8 +294,8 @@ def keep_lines(out: Path, plan: list[Run]) -> list[dict]:
     for run in plan:
         if run.finished and run.key not in known:
             grid = checkpoint.read_config(checkpoint.find(run.out)).model.grid
-            about = {"part": "reproduce", "system": run.system.key, "patches": grid.N, "curve": lines.curve_of(run.out)}
-            kept.append(lines.line_of(run.out) | about)
+            about = {"part": "reproduce", "system": run.system.key, "fold": run.fold, "patches": grid.N}
+            kept.append(lines.line_of(run.out) | about | {"curve": lines.curve_of(run.out)})
     write_lines(out, kept)
     wanted = {run.key for run in plan}
     return [line for line in kept if key_of(line) in wanted]
@@ -319,6 +327,8 @@ def draw(table: str, plan: list[Run], kept: list[dict], out: Path) -> None:
         metric, points = tables.metric_of(kept), []
         for system in tables.SYSTEMS[table]:
             ours = [line for line in kept if line["system"] == system.key]
+            if not ours:
+                continue
             scores = [100 * line["metrics"][metric] for line in ours]
             points.append((system.name, ours[0]["patches"], scores, system.paper["patches"], system.paper["map"]))
         pictures.patches_against_score(points, {"map": "mAP"}.get(metric, metric), out / "figure4.png")
@@ -328,12 +338,12 @@ def dry_run(plan: list[Run]) -> None:
     """What would run, and how long it takes: a few steps of each system are timed, nothing is kept."""
     total, unfinished = 0.0, [run for run in plan if not run.finished]
     print(f"{len(plan)} runs, {len(plan) - len(unfinished)} of them finished.")
-    for system in dict.fromkeys(run.system for run in unfinished):
-        runs = [run for run in unfinished if run.system is system]
+    for key in dict.fromkeys(run.system.key for run in unfinished):
+        runs = [run for run in unfinished if run.system.key == key]
         seconds, said = estimate.of_run(list(runs[0].flags))
         total += seconds * len(runs)
-        seeds = ", ".join(str(run.seed) for run in runs)
-        print(f"{system.name}: seeds {seeds}; {said}; {estimate.text(seconds)} each")
+        seeds = ", ".join(dict.fromkeys(str(run.seed) for run in runs))
+        print(f"{runs[0].system.name}: seeds {seeds}; {said}; {estimate.text(seconds)} each")
         print(f"  python -m train.run {shlex.join(runs[0].flags)}", flush=True)
     print(f"about {estimate.text(total)} in all on this machine")
 

@@ -189,6 +189,8 @@ class Settings(AugmentSettings):
             )
         _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
         _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
+        for name in ("background_snr_min", "background_snr_max"):
+            _require(self, name, -100 <= getattr(self, name) <= 100, "from -100 to 100 dB")
         if self.background_snr_min > self.background_snr_max:
             raise UserError(
                 f"--background-snr-min {self.background_snr_min} is above --background-snr-max {self.background_snr_max}: "
@@ -371,7 +373,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     under = _recipe_path(base, values.get("data", Settings.data), named=True)
     if under in (path, *above):
         raise UserError(f"The recipe {path} is its own base: name another one, or leave base out.")
-    return _read(under, (path, *above)) | values
+    below = _read(under, (path, *above))
+    if values.get("patch", below.get("patch")) != below.get("patch"):
+        below = {name: value for name, value in below.items() if name not in GEOMETRY}  # sizes of another kind of patch
+    return below | values
 
 
 def _recipe_path(name: str, data: str, named: bool) -> Path:
@@ -396,8 +401,9 @@ def differences(saved: dict[str, Any], now: Settings, given: set[str]) -> list[s
     """Flags given by hand that disagree with a run's saved settings."""
     found = []
     for name in sorted(given - set(FREE_ON_RESUME)):
-        if name in saved and saved[name] != getattr(now, name):
-            found.append(f"--{name.replace('_', '-')} was {saved[name]} and is {getattr(now, name)}")
+        was = saved.get(name, _FIELDS[name].default)  # a run from before there was such a flag went without
+        if was != getattr(now, name):
+            found.append(f"--{name.replace('_', '-')} was {was} and is {getattr(now, name)}")
     return found
 
 

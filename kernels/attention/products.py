@@ -6,6 +6,7 @@ sums are float32: the result's error is two to three times that of the fused ker
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 CHUNK_CELLS = 1 << 20  # scores at a time, as many heads as these hold: 2 MB, which a core's caches keep
 KEPT_CELLS = 1 << 25  # probabilities that a call keeps for its backward; more are computed anew
@@ -62,6 +63,7 @@ class _Attention(torch.autograd.Function):
         return joined(out, heads)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         packed, kept = ctx.saved_tensors
         q, k, v = packed

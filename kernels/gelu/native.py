@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.native import Library
 
@@ -50,7 +51,7 @@ def _table(function):
     """`[TERMS, SEGMENTS]`: coefficients of the polynomials in f = 2 a - n that meet the function of a at the TERMS zeros of
     Chebyshev's polynomial on -0.5 <= f <= 0.5, for each n but the last, which is 0."""
     at = [math.cos(math.pi * (k + 0.5) / TERMS) / 2 for k in range(TERMS)]
-    table = torch.zeros((TERMS, SEGMENTS))
+    table = torch.zeros((TERMS, SEGMENTS), dtype=torch.float32, device="cpu")
     for n in range(SEGMENTS - 1):
         differences, found = [function((n + f) / 2) for f in at], [0.0] * TERMS
         for order in range(1, TERMS):  # Newton's divided differences
@@ -58,7 +59,7 @@ def _table(function):
                 differences[k] = (differences[k] - differences[k - 1]) / (at[k] - at[k - order])
         for f, value in zip(reversed(at), reversed(differences), strict=True):  # found (x - f) + value
             found = [value - f * found[0], *(found[k - 1] - f * found[k] for k in range(1, TERMS))]
-        table[:, n] = torch.tensor(found)
+        table[:, n] = torch.tensor(found, dtype=torch.float32, device="cpu")
     return table
 
 
@@ -76,12 +77,13 @@ class _Function(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, bias = ctx.saved_tensors
         grad, d_x, parts = grad.contiguous(), torch.empty(x.shape, dtype=x.dtype), None
         if bias is not None and ctx.needs_input_grad[1]:
             rows = x.numel() // len(bias) if x.numel() else 0
-            parts = torch.empty((-(-rows // TASK_ROWS), len(bias)))
+            parts = torch.empty((-(-rows // TASK_ROWS), len(bias)), dtype=torch.float32, device="cpu")
         if x.numel():
             LIBRARY.call("gradients", _Gradients(*_numbers(x), *_pointers(_SLOPES, bias, grad, x, d_x, parts)))
         return d_x, parts if parts is None else parts.sum(0, dtype=torch.float64).float()

@@ -16,5 +16,7 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         raise ValueError(
             f"x (..., D) takes a bias (D,) or None, got {tuple(x.shape)} and {None if bias is None else tuple(bias.shape)}"
         )
+    if bias is not None and bias.device != x.device:
+        raise ValueError(f"x is on {x.device} and bias on {bias.device}: put both on one device")
     with dispatch.unmixed(x.device.type):
         return dispatch.choose("gelu", x)(x, bias, torch.promote_types(x.dtype, torch.float32))

@@ -4,6 +4,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.native import Library
 
@@ -51,7 +52,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, bias, weight, shift, eps, dtype):
         given = [t if t is None else t.contiguous() for t in (x, residual, bias, weight, shift)]
-        normed, total = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape)
+        normed, total = _new(x.shape, dtype), _new(x.shape)
         if x.numel():
             D = len(weight)
             numbers = (x.numel() // D, D, shift is not None, x.dtype != torch.float32, dtype != torch.float32)
@@ -61,13 +62,14 @@ class _Function(torch.autograd.Function):
         return normed, total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, d_total):
         total, weight = ctx.saved_tensors
         grad, d_total = grad.contiguous(), d_total.contiguous()
         D, narrow = len(weight), ctx.dtype != torch.float32
         rows = total.numel() // D if D else 0
-        d, d_x = torch.empty(total.shape), torch.empty(total.shape, dtype=ctx.dtype) if narrow else None
-        parts = torch.empty((-(-rows // TASK_ROWS), 3 if ctx.centred else 1, D))
+        d, d_x = _new(total.shape), _new(total.shape, ctx.dtype) if narrow else None
+        parts = _new((-(-rows // TASK_ROWS), 3 if ctx.centred else 1, D))
         if rows:
             pointers = _pointers(grad, d_total, total, weight, d, d_x, parts)
             numbers = (rows, D, ctx.centred, grad.dtype != torch.float32)
@@ -76,6 +78,11 @@ class _Function(torch.autograd.Function):
         d_shift, d_bias = others or (None, None)
         _, adds, biased, *_ = ctx.needs_input_grad
         return d_x if narrow else d, d if adds else None, d_bias if biased else None, d_weight, d_shift, None, None
+
+
+def _new(shape, dtype=torch.float32):
+    """Memory to write to, whatever type and device new tensors have by default."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _pointers(*tensors):

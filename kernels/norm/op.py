@@ -35,7 +35,7 @@ def layer_norm(
 
     total = residual + x + bias, without what is None; normed = (total - mean) / sqrt(var + eps) * weight + shift, mean and
     biased variance over D. x, residual `[..., D]`; bias, weight and shift `[D]`: bias is that of the product that made x,
-    which costs a pass of its own there. Types and errors as `rms_norm` has them.
+    whose addition and gradient would be passes of their own. Types and errors as `rms_norm` has them.
     """
     return _choose("layer_norm", x, residual, {"bias": bias, "weight": weight, "shift": shift}, eps, dtype)
 
@@ -51,6 +51,11 @@ def _choose(operation, x, residual, vectors, eps, dtype):
         raise ValueError(
             f"x (..., D) takes a residual of its own shape and {', '.join(sizes)} (D,): got x {tuple(x.shape)}, "
             f"residual {None if residual is None else tuple(residual.shape)}, {given}"
+        )
+    devices = {t.device for t in (x, residual, *vectors.values()) if t is not None}
+    if len(devices) > 1:
+        raise ValueError(
+            f"x, residual, {', '.join(sizes)} have to be on one device, not on {sorted(map(str, devices))}"
         )
     stream, device = x if residual is None else residual, x.device.type
     wide = torch.promote_types(stream.dtype, torch.float32)

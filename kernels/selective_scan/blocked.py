@@ -11,6 +11,7 @@ import threading
 
 import torch
 import torch.nn.functional as nnf
+from torch.autograd.function import once_differentiable
 
 from kernels.selective_scan.reference import precise
 
@@ -51,6 +52,7 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         u, raw, A, B, C = ctx.saved_tensors
         delta = nnf.softplus(raw)

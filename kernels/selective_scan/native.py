@@ -8,6 +8,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.native import Library
 from kernels.selective_scan.reference import precise
@@ -75,8 +76,8 @@ class _ScanFunction(torch.autograd.Function):
         u, delta, B, C, z = (_dense(t) for t in (u, delta, B, C, z))
         A, D, bias = A.contiguous(), D.contiguous(), bias.contiguous()
         A_backward = A_backward if A_backward is None else A_backward.contiguous()
-        out = torch.empty(u.shape)
-        y = torch.empty(u.shape) if any(ctx.needs_input_grad) else None
+        out = torch.empty(u.shape, dtype=torch.float32, device="cpu")
+        y = torch.empty(u.shape, dtype=torch.float32, device="cpu") if any(ctx.needs_input_grad) else None
         given = _scan(u, delta, A, B, C, D, z, bias, A_backward, reverse)
         _fill(given, {"out": out, "y": y})
         if out.numel():
@@ -86,6 +87,7 @@ class _ScanFunction(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         u, delta, A, B, C, D, z, bias, A_backward, y = ctx.saved_tensors
         grad = _dense(grad)
@@ -93,7 +95,7 @@ class _ScanFunction(torch.autograd.Function):
         made = {"d_u": (clips, L, E), "d_delta": (clips, L, E), "d_z": (clips, L, E)}
         made |= {"d_B": (clips, L, S), "d_C": (clips, L, S)}
         made |= {"d_A": (clips, ways, E, S), "d_D": (clips, E), "d_bias": (clips, E)}
-        found = {name: torch.empty(shape) for name, shape in made.items()}
+        found = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in made.items()}
         given = _scan(u, delta, A, B, C, D, z, bias, A_backward, ctx.reverse)
         given.grad = _rows(grad)
         _fill(given, found | {"y": y})
@@ -126,7 +128,7 @@ class _ConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, weight, bias, reverse):
         u, weight, bias = _dense(u), weight.contiguous(), bias.contiguous()
-        out = torch.empty(u.shape)
+        out = torch.empty(u.shape, dtype=torch.float32, device="cpu")
         given = _conv(u, weight, bias, reverse)
         _fill(given, {"out": out})
         if out.numel():
@@ -136,12 +138,13 @@ class _ConvFunction(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         u, weight, bias = ctx.saved_tensors
         grad = _dense(grad)
         clips, _, E = u.shape
         found = {"d_u": u.shape, "d_weight": (clips, E, weight.shape[1]), "d_bias": (clips, E)}
-        found = {name: torch.empty(shape) for name, shape in found.items()}
+        found = {name: torch.empty(shape, dtype=torch.float32, device="cpu") for name, shape in found.items()}
         given = _conv(u, weight, bias, ctx.reverse)
         given.grad = _rows(grad)
         _fill(given, found)

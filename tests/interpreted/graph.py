@@ -10,7 +10,16 @@ from tests.tasks import task_of
 from tests.test_graph import ALL, assert_same, trained
 from train.graph import Capture
 
-OPERATIONS = ("waveforms", "fbank", "apply_spec_mask", "apply_spec_augment", "normalise", "patch_embed")
+OPERATIONS = (
+    "waveforms",
+    "fbank",
+    "apply_spec_mask",
+    "apply_spec_augment",
+    "normalise",
+    "patch_embed",
+    "layer_norm",
+    "gelu",
+)
 SMALL = {
     "synth_train": 10,
     "batch_size": 2,
