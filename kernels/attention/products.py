@@ -7,13 +7,15 @@ sums are float32: the result's error is two to three times that of the fused ker
 
 import torch
 
+from kernels.attention.reference import biased
+
 CHUNK_CELLS = 1 << 20  # scores at a time, as many heads as these hold: 2 MB, which a core's caches keep
 KEPT_CELLS = 1 << 25  # probabilities that a call keeps for its backward; more are computed anew
 
 
-def attention(qkv, heads):
+def attention(x, heads, bias):
     """As `reference.attention`, in bfloat16."""
-    return _Attention.apply(qkv.to(torch.bfloat16), heads)
+    return _Attention.apply(biased(x.to(torch.bfloat16), bias), heads)
 
 
 def split(qkv, heads):
