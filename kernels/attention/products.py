@@ -2,7 +2,8 @@
 
 PyTorch's fused CPU kernel multiplies small blocks, in which native bfloat16 products gain nothing (its backward is slower
 than in float32); whole products of a head do gain. The scores are rounded to bfloat16 once, before the softmax, whose
-sums are float32: the result's error is two to three times that of the fused kernel (tests/test_attention.py).
+sums are float32: the result's error is two to three times that of the fused kernel (tests/test_attention.py). It is for
+processors that native.c is not for, and for other heads.
 """
 
 import torch
