@@ -297,9 +297,7 @@ def check_backends(task: Task) -> None:
 def announce(task: Task, packed: Pack) -> None:
     """The first lines of a run: what computes, then what is computed."""
     s, config = task.settings, task.config
-    with_gradients = {("attention", "native"): " (products in training)"}
-    chosen = planned(task).items()
-    backends = ", ".join(f"{name}={backend}{with_gradients.get((name, backend), '')}" for name, backend in chosen)
+    backends = ", ".join(f"{name}={backend}" for name, backend in planned(task).items())
     precision = str(task.precision).removeprefix("torch.")
     print(f"backends ({'fused' if s.fused else 'reference'}): {backends}; {precision}; {machine.describe(task.device)}")
     parameters = sum(p.numel() for p in task.model.parameters())

@@ -1,20 +1,32 @@
-/* Attention without gradients for processors that multiply bfloat16 (AVX512-BF16); called through ctypes by native.py.
+/* Attention and its gradients for processors that multiply bfloat16 (AVX512-BF16); called through ctypes by native.py.
 
-   Of one head six queries at a time: their scores with every key (float32), the largest, exponentials and their sum
-   (float32), rounded to bfloat16, times the values. Both products are one loop, `product`: 6 x 64 sums in registers, where
-   an instruction adds two products to each of sixteen sums. It wants its right side in pairs of rows, so keys and values
-   are laid out anew once for each head: a small part of the work from some hundred tokens on. */
+   A task is one head of one clip, read where it lies, or some of its queries. 32 queries at a time: their scores with every
+   key, transposed, S^T = K Q^T (float32), so that the largest, the exponentials, their sum and what the gradients add up are
+   whole vectors of queries; rounded to bfloat16 for the next products. Gradients compute P anew from x:
+
+   P = softmax(Q K^T / 8), out = P V; dV = P^T G, dP = G V^T, dS = P (dP - rowsum(P dP)) / 8, dQ = dS K, dK = dS^T Q
+
+   The pieces, from the rows of a head to its softmax, are native_matrix.h's. */
 
 #include "../native.h"
 
-#define WIDTH 64 /* of a head; also the keys whose scores are made at a time */
-#define ROWS 6   /* queries at a time: 24 vectors of sums and 5 of factors of the 32 registers */
-
-/* qkv is (B, L, 3 H 64) and out (B, L, H 64), both contiguous bfloat16. A task is one of `parts` of a head's queries. */
+/* x is (B, L, 3 H 64) and out (B, L, H 64), both contiguous bfloat16; bias (3 H 64) is added to x, or NULL.
+   A task is one of `parts` of a head's queries; threads: how many tasks are under way at a time. */
 struct attention {
-    int64_t B, L, H, parts;
-    const uint16_t *qkv;
+    int64_t B, L, H, parts, threads;
+    const uint16_t *x;
+    const float *bias;
     uint16_t *out;
+};
+
+/* grad (of out), x and d_x are contiguous bfloat16. d_bias: (B, 3 H 64), each clip's share, or NULL where nobody wants it.
+   A task is a head. */
+struct gradients {
+    int64_t B, L, H, threads;
+    const uint16_t *grad, *x;
+    const float *bias;
+    uint16_t *d_x;
+    float *d_bias;
 };
 
 #ifdef __x86_64__
@@ -25,120 +37,122 @@ struct attention {
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
 #endif
 
-/* sums[i][:] = sum over k < pairs of left[i][2 k] right[k][:][0] + left[i][2 k + 1] right[k][:][1], for 64 columns. */
-static inline __attribute__((always_inline)) void product(const uint16_t *left, int64_t pitch, const uint16_t *right,
-                                                          int64_t pairs, __m512 sums[ROWS][4])
+#include "native_matrix.h"
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The next n floats of the scratch space. */
+static void *next(float **scratch, int64_t n)
 {
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            sums[i][j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; k++) {
-        __m512bh of[4];
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            of[j] = (__m512bh)_mm512_loadu_si512(right + 128 * k + 32 * j);
-#pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++) {
-            int32_t both;
-            memcpy(&both, left + i * pitch + 2 * k, 4);
-            const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++)
-                sums[i][j] = _mm512_dpbf16_ps(sums[i][j], factor, of[j]);
-        }
-    }
+    float *at = *scratch;
+    *scratch += n;
+    return at;
 }
 
-/* 2^x to 3 units in the last place, 0 from -127 down, NaN for NaN: as in selective_scan/native_body.h. */
-static inline __m512 power(__m512 x)
+/* How far on the head lies that this thread takes next, if each takes its turn, in rows of `width` numbers; 0 at the end. */
+static int64_t next_head(int64_t task, int64_t threads, int64_t B, int64_t L, int64_t H, int64_t width)
 {
-    const __m512 magic = _mm512_set1_ps(12582912.0f + 127.0f);
-    x = _mm512_max_ps(_mm512_set1_ps(-127.0f), x);
-    const __m512 shifted = _mm512_add_ps(x, magic), f = _mm512_sub_ps(x, _mm512_sub_ps(shifted, magic));
-    __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(1.5353361941e-4f), _mm512_set1_ps(1.3398874444e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6184373578e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5503324711e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022647914e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314720286e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
-}
-
-/* A row of n scores: exp((score - largest) / 8) as bfloat16, 0 from n to padded; returns one over their sum. */
-static inline float softmax(float *scores, int64_t n, int64_t padded, uint16_t *out)
-{
-    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-    const __m512 scale = _mm512_set1_ps(0.125f * 1.44269504f); /* 1 / sqrt(64), and 2^x for e^x */
-    for (int64_t k = n; k < padded; k++)
-        scores[k] = -INFINITY;
-    for (int64_t k = 0; k < padded; k += 16)
-        most = _mm512_max_ps(most, _mm512_loadu_ps(scores + k));
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (int64_t k = 0; k < padded; k += 32) {
-        const __m512 a = power(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + k), largest), scale));
-        const __m512 b = power(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + k + 16), largest), scale));
-        total = _mm512_add_ps(total, _mm512_add_ps(a, b));
-        _mm512_storeu_si512(out + k, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-    }
-    return 1.0f / _mm512_reduce_add_ps(total);
-}
-
-/* Keys in blocks of 64, of each block pair after pair of a key's numbers; values in pairs of keys. Both 0 beyond L. */
-static void lay_out(const uint16_t *k, const uint16_t *v, int64_t row, int64_t L, int64_t padded, uint16_t *keys,
-                    uint16_t *values)
-{
-    memset(keys, 0, 2 * WIDTH * padded);
-    memset(values, 0, 2 * WIDTH * padded);
-    for (int64_t t = 0; t < L; t++) {
-        uint16_t *block = keys + t / WIDTH * WIDTH * WIDTH + 2 * (t % WIDTH), *pair = values + t / 2 * 2 * WIDTH + t % 2;
-        for (int64_t p = 0; p < WIDTH / 2; p++)
-            memcpy(block + 2 * WIDTH * p, k + t * row + 2 * p, 4);
-        for (int64_t d = 0; d < WIDTH; d++)
-            pair[2 * d] = v[t * row + d];
-    }
+    const int64_t then = task + threads;
+    return then < B * H ? (then / H - task / H) * L * width + (then % H - task % H) * WIDTH : 0;
 }
 
 static void attention(const void *job, int64_t task, float *scratch)
 {
     const struct attention *w = job;
-    const int64_t L = w->L, padded = round_up(L, WIDTH), row = 3 * w->H * WIDTH;
+    const int64_t L = w->L, keys = round_up(L, ROWS), D = w->H * WIDTH, blocks = (L + BLOCK - 1) / BLOCK;
     const int64_t head = task / w->parts % w->H, clip = task / w->parts / w->H, part = task % w->parts;
-    const uint16_t *q = w->qkv + clip * L * row + head * WIDTH;
-    const int64_t groups = (L + ROWS - 1) / ROWS, first = groups * part / w->parts, end = groups * (part + 1) / w->parts;
+    const int64_t first = blocks * part / w->parts, end = blocks * (part + 1) / w->parts;
+    const uint16_t *x = w->x + clip * L * 3 * D + head * WIDTH;
+    const float *bias_q = w->bias ? w->bias + head * WIDTH : NULL, *bias_k = w->bias ? bias_q + D : NULL;
+    const float *bias_v = w->bias ? bias_k + D : NULL;
     if (first == end)
         return;
-    float *scores = scratch; /* (ROWS, padded) */
-    uint16_t *weights = (uint16_t *)(scores + ROWS * padded), *queries = weights + ROWS * padded;
-    uint16_t *keys = queries + ROWS * WIDTH, *values = keys + WIDTH * padded;
-    lay_out(q + w->H * WIDTH, q + 2 * w->H * WIDTH, row, L, padded, keys, values);
-    for (int64_t t = first * ROWS; t < end * ROWS; t += ROWS) {
-        const int64_t rows = L - t < ROWS ? L - t : ROWS;
-        float one_over[ROWS];
-        __m512 sums[ROWS][4];
-        for (int64_t i = 0; i < ROWS; i++) /* the last query again where there are fewer */
-            memcpy(queries + WIDTH * i, q + (t + (i < rows ? i : rows - 1)) * row, 2 * WIDTH);
-        for (int64_t at = 0; at < padded; at += WIDTH) {
-            product(queries, WIDTH, keys + at * WIDTH, WIDTH / 2, sums);
-#pragma GCC unroll 6
-            for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++)
-                    _mm512_storeu_ps(scores + i * padded + at + 16 * j, sums[i][j]);
-        }
-        for (int64_t i = 0; i < ROWS; i++)
-            one_over[i] = softmax(scores + i * padded, L, padded, weights + i * padded);
-        product(weights, padded, values, padded / 2, sums);
-#pragma GCC unroll 6
-        for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++)
-                if (i < rows)
-                    _mm256_storeu_si256(
-                        (__m256i *)(w->out + ((clip * L + t + i) * w->H + head) * WIDTH + 16 * j),
-                        (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[i][j], _mm512_set1_ps(one_over[i]))));
+    const int64_t ahead = w->parts == 1 ? next_head(task, w->threads, w->B, L, w->H, 3 * D) : 0;
+    float *scores = next(&scratch, keys * BLOCK), *sums = next(&scratch, BLOCK * WIDTH), *one_over = next(&scratch, BLOCK);
+    uint16_t *k = next(&scratch, keys * WIDTH / 2), *v_pairs = next(&scratch, keys * WIDTH / 2);
+    uint16_t *weights = next(&scratch, keys * BLOCK / 2), *q_turned = next(&scratch, BLOCK * WIDTH / 2);
+    uint16_t *rows = (uint16_t *)scores; /* before there are any */
+    take(x + 2 * D, 3 * D, bias_v, L, keys, rows);
+    paired(rows, keys, v_pairs);
+    take(x + D, 3 * D, bias_k, L, keys, k);
+    for (int64_t t = first * BLOCK; t < least(L, end * BLOCK); t += BLOCK) {
+        const int64_t n = least(BLOCK, L - t);
+        const uint16_t *then = x + ahead + t * 3 * D;
+        take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, (uint16_t *)sums);
+        turned((uint16_t *)sums, q_turned);
+        fetch(then, 3 * D, n);
+        matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
+        fetch(then + D, 3 * D, n);
+        softmax(scores, L, keys, weights, one_over);
+        fetch(then + 2 * D, 3 * D, n);
+        wide_matrix(weights, 2, 2 * BLOCK, round_up(n, ROWS), v_pairs, keys / 2, sums, 0);
+        put(sums, n, one_over, w->out + (clip * L + t) * D + head * WIDTH, D, NULL);
     }
+}
+
+static int64_t attention_floats(int64_t L)
+{
+    const int64_t keys = round_up(L, ROWS);
+    return keys * (BLOCK + WIDTH + BLOCK / 2) + BLOCK * (WIDTH + 1 + WIDTH / 2);
+}
+
+static void gradients(const void *job, int64_t task, float *scratch)
+{
+    const struct gradients *w = job;
+    const int64_t L = w->L, keys = round_up(L, ROWS), D = w->H * WIDTH, head = task % w->H, clip = task / w->H;
+    const int64_t at = clip * L * 3 * D + head * WIDTH;
+    const int64_t ahead = next_head(task, w->threads, w->B, L, w->H, 3 * D);
+    const int64_t g_ahead = next_head(task, w->threads, w->B, L, w->H, D);
+    const uint16_t *x = w->x + at, *grad = w->grad + clip * L * D + head * WIDTH;
+    const float *bias_q = w->bias ? w->bias + head * WIDTH : NULL, *bias_k = w->bias ? bias_q + D : NULL;
+    const float *bias_v = w->bias ? bias_k + D : NULL;
+    float *scores = next(&scratch, keys * BLOCK), *d_weights = next(&scratch, keys * BLOCK);
+    float *d_k = next(&scratch, keys * WIDTH), *d_v = next(&scratch, keys * WIDTH), *d_q = next(&scratch, BLOCK * WIDTH);
+    uint16_t *k = next(&scratch, keys * WIDTH / 2), *v = next(&scratch, keys * WIDTH / 2);
+    uint16_t *k_pairs = next(&scratch, keys * WIDTH / 2), *weights = next(&scratch, keys * BLOCK / 2);
+    uint16_t *d_scores = next(&scratch, keys * BLOCK / 2), *ds_pairs = next(&scratch, keys * BLOCK / 2);
+    uint16_t *rows = next(&scratch, BLOCK * WIDTH / 2), *q_turned = next(&scratch, BLOCK * WIDTH / 2);
+    uint16_t *g_turned = next(&scratch, BLOCK * WIDTH / 2), *q_pairs = next(&scratch, BLOCK * WIDTH / 2);
+    uint16_t *g_pairs = next(&scratch, BLOCK * WIDTH / 2);
+    float totals[3][WIDTH] = {{0}};
+    take(x + D, 3 * D, bias_k, L, keys, k);
+    take(x + 2 * D, 3 * D, bias_v, L, keys, v);
+    paired(k, keys, k_pairs);
+    for (int64_t t = 0; t < L; t += BLOCK) {
+        const int64_t n = least(BLOCK, L - t);
+        const uint16_t *then = x + ahead + t * 3 * D;
+        uint16_t *d_x = w->d_x + at + t * 3 * D;
+        take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, rows);
+        turned(rows, q_turned);
+        paired(rows, BLOCK, q_pairs);
+        take(grad + t * D, D, NULL, n, BLOCK, rows);
+        turned(rows, g_turned);
+        paired(rows, BLOCK, g_pairs);
+        fetch(then, 3 * D, n);
+        matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
+        fetch(d_x, 3 * D, n);
+        matrix(v, WIDTH, 2, keys, g_turned, WIDTH / 2, d_weights, BLOCK, 0);
+        fetch(then + D, 3 * D, n);
+        slopes(scores, d_weights, L, keys, weights, d_scores, ds_pairs);
+        fetch(d_x + D, 3 * D, n);
+        wide_matrix(weights, BLOCK, 2, keys, g_pairs, BLOCK / 2, d_v, t > 0);
+        fetch(then + 2 * D, 3 * D, n);
+        wide_matrix(d_scores, BLOCK, 2, keys, q_pairs, BLOCK / 2, d_k, t > 0);
+        fetch(d_x + 2 * D, 3 * D, n);
+        wide_matrix(ds_pairs, 2, 2 * BLOCK, round_up(n, ROWS), k_pairs, keys / 2, d_q, 0);
+        fetch(grad + g_ahead + t * D, D, n);
+        put(d_q, n, NULL, d_x, 3 * D, totals[0]);
+    }
+    put(d_k, L, NULL, w->d_x + at + D, 3 * D, totals[1]);
+    put(d_v, L, NULL, w->d_x + at + 2 * D, 3 * D, totals[2]);
+    for (int64_t i = 0; w->d_bias && i < 3; i++)
+        memcpy(w->d_bias + (clip * 3 + i) * D + head * WIDTH, totals[i], sizeof totals[i]);
+}
+
+static int64_t gradients_floats(int64_t L)
+{
+    const int64_t keys = round_up(L, ROWS);
+    return keys * (2 * BLOCK + 2 * WIDTH + 3 * WIDTH / 2 + 3 * BLOCK / 2) + BLOCK * (WIDTH + 5 * WIDTH / 2);
 }
 
 #ifdef __clang__
@@ -153,14 +167,27 @@ int64_t fftp_bfloat16(void)
     return fftp_widest() == AVX512 && __builtin_cpu_supports("avx512bf16");
 }
 #else
+/* How far on the head lies that this thread takes next, if each takes its turn, in rows of `width` numbers; 0 at the end. */
+static int64_t next_head(int64_t task, int64_t threads, int64_t B, int64_t L, int64_t H, int64_t width)
+{
+    const int64_t then = task + threads;
+    return then < B * H ? (then / H - task / H) * L * width + (then % H - task % H) * WIDTH : 0;
+}
+
 static void attention(const void *job, int64_t task, float *scratch) {}
+static void gradients(const void *job, int64_t task, float *scratch) {}
+static int64_t attention_floats(int64_t L) { return 0; }
+static int64_t gradients_floats(int64_t L) { return 0; }
 
 int64_t fftp_bfloat16(void) { return 0; }
 #endif
 
 int64_t fftp_attention(const struct attention *w, int64_t set, int64_t threads, parallel region)
 {
-    const int64_t padded = round_up(w->L, WIDTH);
-    const int64_t floats = ROWS * padded + (ROWS * padded + ROWS * WIDTH + 2 * WIDTH * padded) / 2;
-    return run_all(attention, w, w->B * w->H * w->parts, floats, threads, region);
+    return run_all(attention, w, w->B * w->H * w->parts, attention_floats(w->L), threads, region);
+}
+
+int64_t fftp_gradients(const struct gradients *w, int64_t set, int64_t threads, parallel region)
+{
+    return run_all(gradients, w, w->B * w->H, gradients_floats(w->L), threads, region);
 }

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 in C (native.c), for processors that multiply bfloat16; without gradients."""
+"""Attention in bfloat16 in C (native.c), forward and backward, for processors that multiply bfloat16."""
 
 import ctypes
 from pathlib import Path
@@ -11,15 +11,17 @@ from kernels.native import Library
 WIDTH = 64  # of a head, as all of AST's sizes have it
 PARTS = 4  # a thread's share of the tasks, at least, so that threads end at much the same time
 
-LIBRARY = Library(Path(__file__).parent, ("native.c", "../native.h"), ("attention",))
+LIBRARY = Library(Path(__file__).parent, ("native.c", "native_matrix.h", "../native.h"), ("attention", "gradients"))
 
 
-class _Attention(ctypes.Structure):
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in ("B", "L", "H", "parts")),
-        ("qkv", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-    ]
+def _structure(sizes, pointers):
+    fields = [(name, ctypes.c_int64) for name in sizes.split()]
+    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
+    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
+
+
+_Attention = _structure("B L H parts threads", "x bias out")
+_Gradients = _structure("B L H threads", "grad x bias d_x d_bias")
 
 
 def refuses() -> str | None:
@@ -29,25 +31,72 @@ def refuses() -> str | None:
     return None if LIBRARY.asks("bfloat16") else "the processor has no AVX512-BF16"
 
 
-def attention(qkv, heads):
-    """As `reference.attention`, in bfloat16. Where gradients are wanted, or a head is not WIDTH wide, by `products`."""
-    if (torch.is_grad_enabled() and qkv.requires_grad) or qkv.shape[2] != 3 * heads * WIDTH:
-        return products.attention(qkv, heads)
-    return attended(qkv.to(torch.bfloat16), heads)
+def attention(x, heads, bias):
+    """As `reference.attention`, in bfloat16. Where a head is not WIDTH wide, by `products`."""
+    if x.shape[2] != 3 * heads * WIDTH:
+        return products.attention(x, heads, bias)
+    return attended(x.to(torch.bfloat16), None if bias is None else bias.float(), heads)
 
 
 @torch.library.custom_op("fftp::native_attention", mutates_args=(), device_types="cpu")
-def attended(qkv: torch.Tensor, heads: int) -> torch.Tensor:
-    """`[B, L, 3 H 64]` -> `[B, L, H 64]`. A row is the same bits at any batch and number of threads."""
-    B, L, _ = qkv.shape
-    qkv = qkv.contiguous()
-    out = torch.empty(B, L, heads * WIDTH, dtype=torch.bfloat16)
+def attended(x: torch.Tensor, bias: torch.Tensor | None, heads: int) -> torch.Tensor:
+    """Of x, `[B, L, 3 H 64]` bfloat16, and bias, `[3 H 64]` float32: `[B, L, H 64]`.
+
+    A row is the same bits in any batch and on any threads.
+    """
+    B, L, _ = x.shape
+    x, bias = x.contiguous(), bias if bias is None else bias.contiguous()
+    out = torch.empty((B, L, heads * WIDTH), dtype=torch.bfloat16)
     if out.numel():
-        parts = -(-PARTS * torch.get_num_threads() // (B * heads))
-        LIBRARY.call("attention", _Attention(B, L, heads, parts, qkv.data_ptr(), out.data_ptr()))
+        threads = torch.get_num_threads()
+        parts = -(-PARTS * threads // (B * heads))
+        LIBRARY.call("attention", _Attention(B, L, heads, parts, threads, *_pointers(x, bias, out)))
     return out
 
 
 @attended.register_fake
-def _(qkv, heads):
-    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+def _(x, bias, heads):
+    return x.new_empty(*x.shape[:2], x.shape[2] // 3)
+
+
+@torch.library.custom_op("fftp::native_attention_backward", mutates_args=(), device_types="cpu")
+def gradients(
+    grad: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None, heads: int, wanted: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of x, `[B, L, 3 H 64]` bfloat16, and of the bias, `[3 H 64]` float32, or `[0]` where it is not wanted.
+
+    Each clip's share of the bias's gradient is a sum of float32, they are added in float64.
+    """
+    B, L, width = x.shape
+    grad, x, bias = grad.contiguous(), x.contiguous(), bias if bias is None else bias.contiguous()
+    d_x = torch.empty((B, L, width), dtype=torch.bfloat16)
+    shares = torch.empty((B if L else 0, width)) if wanted else None
+    if d_x.numel():
+        LIBRARY.call(
+            "gradients", _Gradients(B, L, heads, torch.get_num_threads(), *_pointers(grad, x, bias, d_x, shares))
+        )
+    return d_x, torch.empty((0,)) if shares is None else shares.sum(0, dtype=torch.float64).float()
+
+
+@gradients.register_fake
+def _(grad, x, bias, heads, wanted):
+    return x.new_empty(x.shape), x.new_empty(x.shape[2] if wanted else 0, dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output):
+    x, bias, ctx.heads = inputs
+    ctx.save_for_backward(x, bias)
+
+
+def _backward(ctx, grad):
+    x, bias = ctx.saved_tensors
+    wanted = bias is not None and ctx.needs_input_grad[1]
+    d_x, d_bias = gradients(grad.to(torch.bfloat16), x, bias, ctx.heads, wanted)
+    return d_x, d_bias if wanted else None, None
+
+
+attended.register_autograd(_backward, setup_context=_keep)
+
+
+def _pointers(*tensors):
+    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -2,19 +2,22 @@
 
 PyTorch's fused CPU kernel multiplies small blocks, in which native bfloat16 products gain nothing (its backward is slower
 than in float32); whole products of a head do gain. The scores are rounded to bfloat16 once, before the softmax, whose
-sums are float32: the result's error is two to three times that of the fused kernel (tests/test_attention.py).
+sums are float32: the result's error is two to three times that of the fused kernel (tests/test_attention.py). It is for
+processors that native.c is not for, and for other heads.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from kernels.attention.reference import biased
+
 CHUNK_CELLS = 1 << 20  # scores at a time, as many heads as these hold: 2 MB, which a core's caches keep
 KEPT_CELLS = 1 << 25  # probabilities that a call keeps for its backward; more are computed anew
 
 
-def attention(qkv, heads):
+def attention(x, heads, bias):
     """As `reference.attention`, in bfloat16."""
-    return _Attention.apply(qkv.to(torch.bfloat16), heads)
+    return _Attention.apply(biased(x.to(torch.bfloat16), bias), heads)
 
 
 def split(qkv, heads):

@@ -1,0 +1,252 @@
+/* What native.c multiplies and adds up, on one head's numbers: products, layouts, the softmax and its slopes.
+
+   Each product is `matrix`, in which an instruction adds two products to each of sixteen sums. Its right side comes in pairs
+   of rows; of its left side it takes pairs that may lie anywhere, so P and dS are never transposed. */
+
+#define WIDTH 64 /* of a head */
+#define BLOCK 32 /* queries, and columns of a product, at a time: two vectors of sums */
+#define ROWS 8   /* of a product at a time: 16 vectors of sums, enough for the instruction's latency */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* to[i][:] = (or += where `add`) sum over k < pairs of left[i][k][0] right[k][:][0] + left[i][k][1] right[k][:][1], for i <
+   rows, a multiple of ROWS, and BLOCK columns. row and pair are left's strides, pitch is to's. */
+INLINE void matrix(const uint16_t *left, const int64_t row, const int64_t pair, int64_t rows, const uint16_t *right,
+                   int64_t pairs, float *to, const int64_t pitch, int add)
+{
+    for (int64_t first = 0; first < rows; first += ROWS, left += ROWS * row, to += ROWS * pitch) {
+        __m512 sums[ROWS][2];
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++)
+            sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < pairs; k++) {
+            const __m512bh a = (__m512bh)_mm512_loadu_si512(right + 2 * BLOCK * k);
+            const __m512bh b = (__m512bh)_mm512_loadu_si512(right + 2 * BLOCK * k + BLOCK);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; i++) {
+                int32_t both;
+                memcpy(&both, left + i * row + k * pair, 4);
+                const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
+                sums[i][0] = _mm512_dpbf16_ps(sums[i][0], factor, a);
+                sums[i][1] = _mm512_dpbf16_ps(sums[i][1], factor, b);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; j++) {
+                float *at = to + i * pitch + 16 * j;
+                _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), sums[i][j]) : sums[i][j]);
+            }
+    }
+}
+
+/* The same for WIDTH columns, whose right side comes in halves. */
+INLINE void wide_matrix(const uint16_t *left, const int64_t row, const int64_t pair, int64_t rows, const uint16_t *right,
+                        int64_t pairs, float *to, int add)
+{
+    for (int64_t half = 0; half < 2; half++)
+        matrix(left, row, pair, rows, right + half * pairs * 2 * BLOCK, pairs, to + half * BLOCK, WIDTH, add);
+}
+
+/* 2^x for x <= 0 to 3e-6 of itself, 1 for 0, 0 from -150 down, NaN for NaN. */
+INLINE __m512 power(__m512 x)
+{
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* NaN where x is */
+    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole);
+    __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(9.5828529447e-3f), _mm512_set1_ps(5.5906426162e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4024099112e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9312417507e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, whole);
+}
+
+/* The places 0, n, 1, n + 1, ..., 15, n + 15. */
+INLINE __m512i alternating(int n)
+{
+    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_or_si512(count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(n)), 16));
+}
+
+/* Two vectors as bfloat16, a number of the one beside one of the other. */
+INLINE __m512i zipped(__m512 a, __m512 b)
+{
+    return _mm512_permutexvar_epi16(alternating(16), (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
+/* Have a head's rows fetched: a clip's lie far apart, so the processor would not guess which come next. */
+INLINE void fetch(const uint16_t *rows, int64_t pitch, int64_t n)
+{
+    for (int64_t t = 0; t < n; t++) {
+        _mm_prefetch((const char *)(rows + t * pitch), _MM_HINT_T1);
+        _mm_prefetch((const char *)(rows + t * pitch + 32), _MM_HINT_T1);
+    }
+}
+
+/* A head's rows, with the bias, one behind the other: (padded, WIDTH), 0 from `rows` on. */
+static void take(const uint16_t *x, int64_t pitch, const float *bias, int64_t rows, int64_t padded, uint16_t *to)
+{
+    const __m512i count = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i upper = _mm512_set1_epi32(-65536);
+    __m512 even[2], odd[2];
+    for (int i = 0; bias && i < 2; i++) {
+        const __m512 a = _mm512_loadu_ps(bias + 32 * i), b = _mm512_loadu_ps(bias + 32 * i + 16);
+        even[i] = _mm512_permutex2var_ps(a, count, b);
+        odd[i] = _mm512_permutex2var_ps(a, _mm512_add_epi32(count, _mm512_set1_epi32(1)), b);
+    }
+    for (int64_t t = 0; t < rows; t++)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            __m512i both = _mm512_loadu_si512(x + t * pitch + 32 * i);
+            if (bias)
+                both = zipped(_mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), even[i]),
+                              _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)), odd[i]));
+            _mm512_storeu_si512(to + t * WIDTH + 32 * i, both);
+        }
+    memset(to + rows * WIDTH, 0, 2 * WIDTH * (padded - rows));
+}
+
+/* Two rows of BLOCK numbers in pairs. */
+INLINE void pair_up(__m512i a, __m512i b, uint16_t *to)
+{
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, alternating(32), b));
+    _mm512_storeu_si512(to + BLOCK, _mm512_permutex2var_epi16(a, _mm512_add_epi16(alternating(32), _mm512_set1_epi16(16)), b));
+}
+
+/* (n, WIDTH) in pairs of rows, as the right side of wide_matrix: (2, n / 2, BLOCK, 2). */
+static void paired(const uint16_t *rows, int64_t n, uint16_t *to)
+{
+    for (int64_t d = 0; d < WIDTH; d += BLOCK)
+        for (int64_t t = 0; t < n; t += 2, to += 2 * BLOCK)
+            pair_up(_mm512_loadu_si512(rows + t * WIDTH + d), _mm512_loadu_si512(rows + (t + 1) * WIDTH + d), to);
+}
+
+/* (BLOCK, WIDTH) transposed, a pair of a row's numbers staying one, as the right side of matrix: (WIDTH / 2, BLOCK, 2). */
+static void turned(const uint16_t *rows, uint16_t *to)
+{
+    for (int64_t corner = 0; corner < 4; corner++) { /* 16 rows and 16 pairs each */
+        const uint16_t *from = rows + corner / 2 * 16 * WIDTH + corner % 2 * 32;
+        uint16_t *at = to + corner % 2 * 16 * 2 * BLOCK + corner / 2 * 32;
+        __m512i a[16], b[16];
+#pragma GCC unroll 8
+        for (int i = 0; i < 16; i += 2) {
+            const __m512i even = _mm512_loadu_si512(from + i * WIDTH), odd = _mm512_loadu_si512(from + (i + 1) * WIDTH);
+            a[i] = _mm512_unpacklo_epi32(even, odd);
+            a[i + 1] = _mm512_unpackhi_epi32(even, odd);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 16; i += 4) { /* b[i + c]: of rows i to i + 3 column c of each 128 bits */
+            b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+            b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+            b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+            b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+        }
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            const __m512i p = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+            const __m512i r = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd), s = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+            _mm512_storeu_si512(at + c * 2 * BLOCK, _mm512_shuffle_i32x4(p, q, 0x88));
+            _mm512_storeu_si512(at + (4 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(r, s, 0x88));
+            _mm512_storeu_si512(at + (8 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(p, q, 0xdd));
+            _mm512_storeu_si512(at + (12 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(r, s, 0xdd));
+        }
+    }
+}
+
+/* Rows of WIDTH sums, each times its scale, as bfloat16; totals adds up each column. scales and totals may be NULL. */
+static void put(const float *from, int64_t rows, const float *scales, uint16_t *to, int64_t pitch, float *totals)
+{
+    __m512 columns[4];
+    for (int j = 0; j < 4; j++)
+        columns[j] = _mm512_setzero_ps();
+    for (int64_t t = 0; t < rows; t++) {
+        const __m512 scale = _mm512_set1_ps(scales ? scales[t] : 1);
+        __m512 row[4];
+        for (int j = 0; j < 4; j++) {
+            row[j] = _mm512_mul_ps(_mm512_loadu_ps(from + t * WIDTH + 16 * j), scale);
+            columns[j] = _mm512_add_ps(columns[j], row[j]);
+        }
+        _mm512_storeu_si512(to + t * pitch, (__m512i)_mm512_cvtne2ps_pbh(row[1], row[0]));
+        _mm512_storeu_si512(to + t * pitch + 32, (__m512i)_mm512_cvtne2ps_pbh(row[3], row[2]));
+    }
+    for (int j = 0; totals && j < 4; j++)
+        _mm512_storeu_ps(totals + 16 * j, _mm512_add_ps(_mm512_loadu_ps(totals + 16 * j), columns[j]));
+}
+
+/* The largest score of each query. Keys from L on are given -infinity. */
+INLINE void largest(float *scores, int64_t L, int64_t keys, __m512 most[2])
+{
+    most[0] = most[1] = _mm512_set1_ps(-INFINITY);
+    for (float *row = scores + L * BLOCK; row < scores + keys * BLOCK; row += 16)
+        _mm512_storeu_ps(row, most[0]);
+    for (const float *row = scores; row < scores + L * BLOCK; row += BLOCK)
+        for (int c = 0; c < 2; c++)
+            most[c] = _mm512_max_ps(most[c], _mm512_loadu_ps(row + 16 * c));
+}
+
+/* exp((score - most) / 8), 1 for the largest itself: a single token leaves its q and k exactly no gradient. */
+INLINE __m512 exponential(const float *score, __m512 most)
+{
+    const __m512 scale = _mm512_set1_ps(0.125f * 1.44269504f); /* 1 / sqrt(WIDTH), and 2^x for e^x */
+    return power(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(score), most), scale));
+}
+
+INLINE __m512i narrowed(const __m512 row[2]) { return (__m512i)_mm512_cvtne2ps_pbh(row[1], row[0]); }
+
+/* Scores (keys, BLOCK) to exp((score - largest) / 8) in pairs of keys, (keys / 2, BLOCK, 2), and one over their sums. */
+static void softmax(float *scores, int64_t L, int64_t keys, uint16_t *weights, float *one_over)
+{
+    __m512 most[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    largest(scores, L, keys, most);
+    for (int64_t k = 0; k < keys; k += 2) {
+        __m512 a[2], b[2];
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; c++) {
+            a[c] = exponential(scores + k * BLOCK + 16 * c, most[c]);
+            b[c] = exponential(scores + (k + 1) * BLOCK + 16 * c, most[c]);
+            totals[c] = _mm512_add_ps(totals[c], _mm512_add_ps(a[c], b[c]));
+        }
+        pair_up(narrowed(a), narrowed(b), weights + k * BLOCK);
+    }
+    for (int c = 0; c < 2; c++)
+        _mm512_storeu_ps(one_over + 16 * c, _mm512_div_ps(_mm512_set1_ps(1), totals[c]));
+}
+
+/* Scores and dP, both (keys, BLOCK), to P and dS, and dS in pairs of keys. */
+static void slopes(float *scores, const float *d_weights, int64_t L, int64_t keys, uint16_t *weights, uint16_t *d_scores,
+                   uint16_t *pairs)
+{
+    __m512 most[2], one_over[2], means[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    means[0] = means[1] = totals[0];
+    largest(scores, L, keys, most);
+    for (int64_t at = 0; at < keys * BLOCK; at += BLOCK)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; c++) {
+            const __m512 e = exponential(scores + at + 16 * c, most[c]);
+            totals[c] = _mm512_add_ps(totals[c], e);
+            means[c] = _mm512_fmadd_ps(e, _mm512_loadu_ps(d_weights + at + 16 * c), means[c]);
+            _mm512_storeu_ps(scores + at + 16 * c, e);
+        }
+    const __m512 eighth = _mm512_set1_ps(0.125f); /* 1 / sqrt(WIDTH) */
+    for (int c = 0; c < 2; c++) {
+        one_over[c] = _mm512_div_ps(_mm512_set1_ps(1), totals[c]);
+        means[c] = _mm512_mul_ps(_mm512_mul_ps(means[c], one_over[c]), eighth);
+    }
+    for (int64_t at = 0; at < keys * BLOCK; at += 2 * BLOCK) {
+        __m512i rows[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            __m512 p[2], ds[2];
+#pragma GCC unroll 2
+            for (int c = 0; c < 2; c++) {
+                const int64_t here = at + i * BLOCK + 16 * c;
+                p[c] = _mm512_mul_ps(_mm512_loadu_ps(scores + here), one_over[c]);
+                ds[c] = _mm512_mul_ps(p[c], _mm512_fmsub_ps(_mm512_loadu_ps(d_weights + here), eighth, means[c]));
+            }
+            rows[i] = narrowed(ds);
+            _mm512_storeu_si512(weights + at + i * BLOCK, narrowed(p));
+            _mm512_storeu_si512(d_scores + at + i * BLOCK, rows[i]);
+        }
+        pair_up(rows[0], rows[1], pairs + at);
+    }
+}
