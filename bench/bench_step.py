@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import systems, training
+from bench import eager_ast, systems, training
 from bench.bench_patch_embed import GRIDS
 from bench.measure import Case, Figures, ceiling
 from fftp import allocator
@@ -104,9 +104,10 @@ def _trainer(precision, fused, folder):
     dataset = _noise()
     packed = pack(dataset, fbank.sample_rate, fbank.frame)
     resolved = run.resolve(wanted, packed, dataset, fbank, device, None)
-    return training.Unsaved(
-        run.build(wanted, resolved, packed, dataset, fbank, device, folder), lambda step, total: None
-    )
+    task = run.build(wanted, resolved, packed, dataset, fbank, device, folder)
+    if not fused:
+        task.model.__class__ = eager_ast.EagerAST
+    return training.Unsaved(task, lambda step, total: None)
 
 
 def _noise():

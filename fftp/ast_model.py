@@ -70,14 +70,20 @@ class Attention(nn.Module):
 
     def forward(self, x, rows: int | None = None):
         """rows: what only the first so many tokens see; all tokens are looked at."""
+        return nnf.linear(self.mixed(x, rows), self.proj.weight)
+
+    def mixed(self, x, rows: int | None = None):
+        """What proj takes: each head's mixture of values, `[B, L or rows, D]`."""
+        if rows is None and x.is_cuda:  # there a product adds its bias on the way out, for nothing
+            return kernels.attention(self.qkv(x), self.heads)
         if rows is None:
-            return nnf.linear(kernels.attention(self.qkv(x), self.heads), self.proj.weight)
+            return kernels.attention(nnf.linear(x, self.qkv.weight), self.heads, self.qkv.bias)
         B, _, D = x.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
         k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = sdpa(q, k, v)  # (B, H, rows, D / H)
-        return nnf.linear(out.transpose(1, 2).flatten(2), self.proj.weight)
+        return out.transpose(1, 2).flatten(2)
 
     def weights(self, x):
         """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what is never written down otherwise."""

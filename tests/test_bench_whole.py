@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import bench_encoder, bench_scale, bench_step_parts, bench_table3, memory, profile, systems, training
+from bench import (
+    bench_encoder,
+    bench_scale,
+    bench_step_parts,
+    bench_table3,
+    eager_ast,
+    memory,
+    profile,
+    systems,
+    training,
+)
 from bench.bench_patch_embed import GRIDS, LAPTOP
 from kernels import ranges
 from tests import runs
@@ -158,3 +168,16 @@ def test_nsights_commands_take_the_steps_alone(small, capsys, tmp_path):
     ended = runs.run(capsys, "--grid", SMALLEST, "--device", "cpu", "--out", tmp_path, "--nvtx", command=profile.main)
     assert (ended.code, ended.out) == (0, "")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_eager_peer_is_the_model():
+    """In float64, to rounding: logits and every gradient."""
+    network = systems.build("ast", "tiny", LAPTOP["(128, 10)/4"], "cpu", 2).double()
+    log_mel = torch.randn(2, 1000, 128, dtype=torch.float64)
+    found = []
+    for kind in (type(network), eager_ast.EagerAST):
+        network.__class__ = kind
+        logits = network(log_mel)
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(network.parameters()))])
+    for ours, eager in zip(*found, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=0, atol=1e-11)

@@ -106,7 +106,7 @@ def log_mel(
     waveform = waveform if waveform.stride(1) == 1 else waveform.contiguous()
     length = length.to(torch.int64).contiguous()
     roll = None if roll is None else roll.to(torch.int64).contiguous()
-    out = torch.empty((B, T, n_mels), dtype=torch.float32, device="cpu")
+    out = torch.empty(B, T, n_mels, dtype=torch.float32, device="cpu")
     sizes = (T, n_mels, settings.frame, settings.hop, max(1, settings.n_fft // 2), min(settings.frames(W), T))
     work = _Fbank(B, W, waveform.stride(0), *sizes, preemphasis)
     for name, tensor in tables.items():

@@ -48,7 +48,7 @@ def mixed(
     _check_places(samples, start, length, W)
     if other_start is not None:
         _check_places(samples, other_start, other_length, W)
-    out = torch.empty((len(start), W), dtype=torch.float32, device="cpu")
+    out = torch.empty(len(start), W, dtype=torch.float32, device="cpu")
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in (*given, out))
     LIBRARY.call("waveforms", _Waveforms(len(start), W, *pointers))
     return out
