@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -186,10 +187,12 @@ def _loader(words, feed, B, device):
     """Batches by worker processes. They are started anew, not forked: this process runs torch's threads."""
     clips = words.needed(words.clips.clips)
     dataset = ClipByClip([(str(clips[i].source), words.pack.labels[i]) for i in feed.indices])
-    loader = DataLoader(
-        dataset, batch_sampler=_Positions(_turns(feed, B)), num_workers=WORKERS, persistent_workers=True,
-        pin_memory=device == "cuda", multiprocessing_context="spawn",
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as AST has them
+        loader = DataLoader(
+            dataset, batch_sampler=_Positions(_turns(feed, B)), num_workers=WORKERS, persistent_workers=True,
+            pin_memory=device == "cuda", multiprocessing_context="spawn",
+        )  # fmt: skip
 
     def run(i):
         for log_mel, targets in loader:

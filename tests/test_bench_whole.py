@@ -173,7 +173,7 @@ def test_nsights_commands_take_the_steps_alone(small, capsys, tmp_path):
 def test_the_eager_peer_is_the_model():
     """In float64, to rounding: logits and every gradient."""
     network = systems.build("ast", "tiny", LAPTOP["(128, 10)/4"], "cpu", 2).double()
-    log_mel = torch.randn(2, 1000, 128, dtype=torch.float64)
+    log_mel = torch.randn(2, network.config.grid.T, 128, dtype=torch.float64)
     found = []
     for kind in (type(network), eager_ast.EagerAST):
         network.__class__ = kind
