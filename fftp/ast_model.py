@@ -59,8 +59,17 @@ class ASTConfig:
         return N * (10 * self.dim**2 + 2 * (N + self.tokens) * self.dim)
 
 
+def product(layer: nn.Linear, x):
+    """(x times the layer's weight, and its bias where that is still to be added, else None).
+
+    A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
+    what reads the result anyway; in other types the product adds it for nothing.
+    """
+    return (nnf.linear(x, layer.weight), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; rows of qkv are q, k, v, each head by head. The last bias is left for the next norm to add."""
+    """Multi-head self-attention, as `product` gives it; rows of qkv are q, k, v, each head by head."""
 
     def __init__(self, D: int, heads: int):
         super().__init__()
@@ -70,14 +79,14 @@ class Attention(nn.Module):
 
     def forward(self, x, rows: int | None = None):
         """rows: what only the first so many tokens see; all tokens are looked at."""
-        return nnf.linear(self.mixed(x, rows), self.proj.weight)
+        return product(self.proj, self.mixed(x, rows))
 
     def mixed(self, x, rows: int | None = None):
         """What proj takes: each head's mixture of values, `[B, L or rows, D]`."""
-        if rows is None and x.is_cuda:  # there a product adds its bias on the way out, for nothing
-            return kernels.attention(self.qkv(x), self.heads)
         if rows is None:
-            return kernels.attention(nnf.linear(x, self.qkv.weight), self.heads, self.qkv.bias)
+            # A GPU's product adds the bias on its way out, and no attention there would.
+            x, bias = (self.qkv(x), None) if x.is_cuda else product(self.qkv, x)
+            return kernels.attention(x, self.heads, bias)
         B, _, D = x.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
@@ -100,7 +109,8 @@ def norm(layer: nn.LayerNorm, x, residual=None, bias=None, dtype=None):
 class Block(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)); the exact GELU.
 
-    Tokens go from block to block as x, residual and bias, `[B, L, D]` or `[D]`, whose sum they are: the next norm takes it.
+    Tokens go from block to block as x, residual and bias, `[B, L, D]` or `[D]`, whose sum they are without what is None: the
+    next norm takes it.
     """
 
     def __init__(self, D: int, heads: int):
@@ -114,10 +124,10 @@ class Block(nn.Module):
     def forward(self, x, residual=None, bias=None, rows: int | None = None):
         """rows: the first so many tokens of the result alone, `[B, rows, D]`: what a last block is asked for."""
         x, residual = norm(self.norm1, x, residual, bias)
-        x = self.attention(x, rows)
-        x, residual = norm(self.norm2, x, residual[:, :rows], self.attention.proj.bias)
-        x = kernels.gelu(nnf.linear(x, self.fc1.weight), self.fc1.bias)
-        return nnf.linear(x, self.fc2.weight), residual, self.fc2.bias
+        x, bias = self.attention(x, rows)
+        x, residual = norm(self.norm2, x, residual[:, :rows], bias)
+        x, bias = product(self.fc2, kernels.gelu(*product(self.fc1, x)))
+        return x, residual, bias
 
 
 class AST(nn.Module, Pretrained):

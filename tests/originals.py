@@ -39,7 +39,8 @@ def watched(model, layers, log_mel):
         def hook(module, given, out):
             first, *more = out if isinstance(out, tuple) else (out,)
             seen.update({f"{name}.in": given[0].detach(), f"{name}.out": first.detach()})
-            seen.update({f"{name}.{place}": t.detach() for place, t in zip(("second", "third"), more, strict=False)})
+            places = zip(("second", "third"), more, strict=False)
+            seen.update({f"{name}.{place}": tensor.detach() for place, tensor in places if tensor is not None})
 
         return hook
 

@@ -115,7 +115,7 @@ def test_the_literal_block_is_the_block():
     """In float64, to rounding: what the gate compares with computes what the model does."""
     block = systems.build("ast", "tiny", LAPTOP["(128, 10)/4"], "cpu", 1).blocks[0].double()
     x = torch.randn(2, 7, 192, dtype=torch.float64)
-    torch.testing.assert_close(bench_encoder._literal(block)(x), sum(block(x)), rtol=0, atol=1e-13)
+    torch.testing.assert_close(bench_encoder._literal(block)(x), sum(block(x)[:2]), rtol=0, atol=1e-13)
 
 
 def test_the_gate_of_the_models_sees_a_wrong_backend(monkeypatch):

@@ -65,7 +65,8 @@ def changed(settings: dict) -> dict:
     recipe = read_recipe(settings["recipe"], settings["data"])
     plain = {name: recipe.get(name, value) for name, value in to_dict(Settings()).items()}
     apart = {*CASE, *FREE_ON_RESUME, "recipe", "precision", "skip_bad_files", "log_every", "deterministic"}
-    return {name: settings[name] for name in plain if name not in apart and settings.get(name) != plain[name]}
+    there = [name for name in plain if name in settings]  # a run from before there was such a flag went without
+    return {name: settings[name] for name in there if name not in apart and settings[name] != plain[name]}
 
 
 def curve_of(out: Path) -> list[dict]:
