@@ -186,7 +186,8 @@ def shown(rows: list[dict]) -> list[dict]:
 def with_patches(rows: list[dict]) -> list[dict]:
     """What the plot against patches is drawn from: the same and Table II's rows, of AST."""
     some = [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and r["case"]["model"] == "ast"]
-    return [r for r in some if "-epochs-" not in r["system"]]  # without the sweep and the ablation
+    some = [r for r in some if "-epochs-" not in r["system"]]  # without the sweep and the ablation
+    return some if len({r["patches"] for r in some}) > 1 else []
 
 
 def curves(drawn, rows: list[dict]) -> None:

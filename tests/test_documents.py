@@ -153,8 +153,8 @@ def test_pictures_show_the_newest_lines(tmp_path):
     figures = {"parts_ms": parts, "step_ms": 200.0, "plain_step_ms": 190.0}
     measure.append(line_of("step_parts", {"model": "aum", "size": "tiny", "grid": "g", "B": 8}, figures), tmp_path)
     measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
-    for name in ("ast_square", "ast_fftp"):
-        measure.append(reproduce_line(name, 0, 0.5), tmp_path)
+    for name, patches in (("ast_square", 64), ("ast_fftp", 30)):
+        measure.append(reproduce_line(name, 0, 0.5, patches=patches), tmp_path)
     assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
     plots.write(tmp_path, lines)
     assert plots.behind(tmp_path, lines) == []
