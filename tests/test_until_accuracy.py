@@ -51,7 +51,7 @@ def test_a_run_ends_where_the_mark_is_reached_also_when_it_was_cut_off(whole, tm
 def test_a_mark_that_is_not_reached(tmp_path, capsys):
     ended = runs.run(capsys, *runs.TINY, "--epochs", 1, "--until-accuracy", 1, "--out", tmp_path)
     best = runs.history(tmp_path)[-1]["validation_accuracy"]
-    assert f"validation accuracy did not reach 100 % in 1 epochs: the best was {100 * best:.2f} %." in ended.out
+    assert f"validation accuracy did not reach 100 % by epoch 1: the best was {100 * best:.2f} %." in ended.out
     assert runs.result(tmp_path)["stopped_at"] is None
     assert "1.0" not in runs.result(tmp_path)["seconds_to"]
 

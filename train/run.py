@@ -448,7 +448,7 @@ def mark_line(task: Task, trainer: loop.Trainer) -> str:
     name, mark, stopped = SHOWN[task.key_metric], task.settings.until_accuracy, stopped_at(task, trainer)
     if stopped is None:
         best, epochs = trainer.progress["best"]["score"], trainer.progress["epoch"]
-        return f"validation {name} did not reach {100 * mark:g} % in {epochs} epochs: the best was {100 * best:.2f} %."
+        return f"validation {name} did not reach {100 * mark:g} % by epoch {epochs}: the best was {100 * best:.2f} %."
     return (
         f"validation {name} {100 * stopped['score']:.2f} % reached {100 * mark:g} % in epoch {stopped['epoch']}, "
         f"{stopped['seconds']:.1f} s from data to result (training and validation)."
