@@ -16,8 +16,10 @@ from fftp import checkpoint
 from fftp.errors import UserError
 
 # What numpy and json raise over bytes that are not what they were.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError)
-_DAMAGE = (*_DAMAGE, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

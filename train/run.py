@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import allocator, ast_model, aum_model, checkpoint, env, figures
+from fftp import allocator, ast_model, aum_model, checkpoint, env, figures, run_folder
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -32,7 +32,6 @@ from train.step import Task, check_parts
 
 MEASURED_CLIPS = 1000  # training clips that the normalisation constants are measured on, where the recipe has none
 MARKS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)  # of seconds_to, validation
-SHOWN = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "map": "mAP", "auc": "AUC"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -425,7 +424,9 @@ def report(task: Task, trainer: loop.Trainer, packed: Pack) -> dict[str, Any]:
     parallel.first(write)
     if task.settings.until_accuracy:
         print(mark_line(task, trainer))
-    text = ", ".join(f"{label} {100 * measured[name]:.2f} %" for name, label in SHOWN.items() if name in measured)
+    text = ", ".join(
+        f"{label} {100 * measured[name]:.2f} %" for name, label in run_folder.FIGURES.items() if name in measured
+    )
     spent = f"{trainer.progress['seconds']:.0f} s of training"
     print(f"test ({len(test)} clips, epoch {result['reported_epoch']}): {text}; {spent} -> {task.out}")
     return result
@@ -445,7 +446,7 @@ def stopped_at(task: Task, trainer: loop.Trainer) -> dict[str, float] | None:
 
 def mark_line(task: Task, trainer: loop.Trainer) -> str:
     """What became of --until-accuracy, in a sentence."""
-    name, mark, stopped = SHOWN[task.key_metric], task.settings.until_accuracy, stopped_at(task, trainer)
+    name, mark, stopped = run_folder.FIGURES[task.key_metric], task.settings.until_accuracy, stopped_at(task, trainer)
     if stopped is None:
         best, epochs = trainer.progress["best"]["score"], trainer.progress["epoch"]
         return f"validation {name} did not reach {100 * mark:g} % by epoch {epochs}: the best was {100 * best:.2f} %."

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from fftp import command
+from fftp import command, run_folder
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings, Statistics
 from kernels import FbankSettings, draws
@@ -54,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
         show(packed, *measure(packed, front_end, wanted.seed), wanted)
         if "--baseline" in words:
             figures = baseline.logistic(packed, front_end, dataset.multi_label)
-            shown = {"map": "mAP", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auc": "AUC"}
-            text = ", ".join(f"{label} {100 * figures[name]:.2f} %" for name, label in shown.items() if name in figures)
+            text = ", ".join(
+                f"{label} {100 * figures[name]:.2f} %" for name, label in run_folder.FIGURES.items() if name in figures
+            )
             print(f"# logistic regression on the mean and deviation of each mel bin, test clips: {text}")
         return 0
     except UserError as error:

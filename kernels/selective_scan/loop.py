@@ -5,21 +5,14 @@ it is for `fftp.export` alone.
 """
 
 import torch
-import torch.nn.functional as nnf
 from torch._higher_order_ops.scan import scan
 
-from kernels.selective_scan.reference import precise
+from kernels.selective_scan import reference
 
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """As `reference.selective_scan`."""
-    dtype = u.dtype
-    u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
-    delta = nnf.softplus(delta + delta_bias)
-    y = _scan(u, delta, A, B, C, reverse) + D * u
-    if A_backward is not None:
-        y = y + _scan(u, delta, A_backward, B, C, not reverse) + D * u
-    return (y * nnf.silu(z)).to(dtype)
+    return reference.by(_scan, u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
 
 
 def _scan(u, delta, A, B, C, reverse):

@@ -29,18 +29,8 @@ def selective_scan(
     """
     batch, L, E = u.shape if u.ndim == 3 else (0, 0, 0)
     S = A.shape[1] if A.ndim == 2 else 0
-    wanted = {
-        "delta": (delta, (batch, L, E)),
-        "z": (z, (batch, L, E)),
-        "A": (A, (E, S)),
-        "B": (B, (batch, L, S)),
-        "C": (C, (batch, L, S)),
-        "D": (D, (E,)),
-        "delta_bias": (delta_bias, (E,)),
-    }
-    if A_backward is not None:
-        wanted["A_backward"] = (A_backward, (E, S))
-    _check(u, A, wanted)
+    more = {} if A_backward is None else {"A_backward": (A_backward, (E, S))}
+    _check(u, delta, A, B, C, D, z, delta_bias, (batch, L, E), more)
     if L == 0 or S == 0:
         raise ValueError(f"the scan needs at least one token and one state, got L={L} and S={S}")
     with dispatch.unmixed(u.device.type):
@@ -92,6 +82,13 @@ def selective_scan_steps(
 
 
 def _check_steps(u, delta, A, B, C, D, z, delta_bias, state, rows):
+    S = A.shape[1] if A.ndim == 2 else 0
+    more = {"state": (state, (rows[0], rows[-1], S))}
+    _check(u, delta, A, B, C, D, z, delta_bias, rows, more)
+
+
+def _check(u, delta, A, B, C, D, z, delta_bias, rows, more):
+    """rows: the shape of u, zeros where it has other axes. more: name -> (tensor, its shape)."""
     E, S = rows[-1], A.shape[1] if A.ndim == 2 else 0
     wanted = {
         "delta": (delta, tuple(rows)),
@@ -101,22 +98,17 @@ def _check_steps(u, delta, A, B, C, D, z, delta_bias, state, rows):
         "C": (C, (*rows[:-1], S)),
         "D": (D, (E,)),
         "delta_bias": (delta_bias, (E,)),
-        "state": (state, (rows[0], E, S)),
     }
-    _check(u, A, wanted)
+    for name, (tensor, shape) in (wanted | more).items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name} goes with u {tuple(u.shape)} and A {tuple(A.shape)} as {shape}, got {tuple(tensor.shape)}"
+            )
 
 
 def _steps(u, delta, B, C, z, A, D, delta_bias, state):
     with dispatch.unmixed(u.device.type):
         return reference.selective_scan_steps(u, delta, A, B, C, D, z, delta_bias, state)
-
-
-def _check(u, A, wanted):
-    for name, (tensor, shape) in wanted.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} goes with u {tuple(u.shape)} and A {tuple(A.shape)} as {shape}, got {tuple(tensor.shape)}"
-            )
 
 
 def causal_conv(u: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, reverse: bool = False) -> torch.Tensor:

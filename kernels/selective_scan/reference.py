@@ -13,12 +13,17 @@ import torch.nn.functional as nnf
 
 def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     """out = (y of the forward scan, plus y of a backward scan with A_backward where there is one) * silu(z)."""
+    return by(_scan, u, delta, A, B, C, D, z, delta_bias, A_backward, reverse)
+
+
+def by(scan, u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
+    """`selective_scan` with the recurrence by `scan(u, delta, A, B, C, reverse)`, which gives <s_t, C_t>."""
     dtype = u.dtype
     u, delta, A, B, C, D, z, delta_bias, A_backward = precise(u, delta, A, B, C, D, z, delta_bias, A_backward)
     delta = nnf.softplus(delta + delta_bias)
-    y = _scan(u, delta, A, B, C, reverse) + D * u
+    y = scan(u, delta, A, B, C, reverse) + D * u
     if A_backward is not None:
-        y = y + _scan(u, delta, A_backward, B, C, not reverse) + D * u
+        y = y + scan(u, delta, A_backward, B, C, not reverse) + D * u
     return (y * nnf.silu(z)).to(dtype)
 
 
