@@ -29,7 +29,9 @@ from train import lines
 ROOT = Path(__file__).resolve().parents[1]
 MINUTES = 8.5
 TESTS_SECONDS = 180
+TESTS_SHARE = 0.5  # of a shorter call
 TRAINING_SECONDS = 60  # kept for the training run
+SAID = 12_000  # characters of a failed file's report
 GRACE = 20.0  # seconds that a part may overrun with the row it is in
 REHEARSED_TESTS = ("test_philox.py", "test_draws.py")
 TRAINING = {
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     ends = time.monotonic() + 60 * wanted.minutes
     with tempfile.TemporaryDirectory() as folder:
         environment = environment_with_wheels(Path(folder))
-        faults = test(environment, wanted, min(TESTS_SECONDS, 20 * wanted.minutes))
+        faults = test(environment, wanted, min(TESTS_SECONDS, 60 * TESTS_SHARE * wanted.minutes))
         faults += benchmark(environment, wanted, ends - TRAINING_SECONDS)
         faults += train(environment, wanted, Path(folder) / "run", ends)
     print(f"{len(faults)} of the stages had something wrong{': ' if faults else ''}{'; '.join(faults)}")
@@ -113,7 +115,7 @@ def test(environment: dict[str, str], wanted: argparse.Namespace, seconds: float
                 measure.append(line | about, wanted.results)
                 continue
             faults.append(name)
-            print(text[-3000:], flush=True)
+            print(text[-SAID:], flush=True)
     return faults
 
 

@@ -1,5 +1,6 @@
 """Runs the cases of tests/interpreted in a process of their own: Triton reads TRITON_INTERPRET when it is imported."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).parent
+MOST_PROCESSES = 5  # of one file's cases on a GPU: several files run beside each other
 
 
 def run_cases(name: str, config) -> int:
@@ -26,6 +28,8 @@ def run_cases(name: str, config) -> int:
     if config.getoption("--gpu"):
         command.append("--gpu")
         environment.pop("TRITON_INTERPRET", None)
+        if importlib.util.find_spec("xdist"):  # each case compiles kernels, on a core of its own
+            command += ["-n", str(max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)))]
     else:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     if config.getoption("--slow"):
