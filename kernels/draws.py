@@ -116,7 +116,8 @@ def draw_noise(seed, epoch, tickets: torch.Tensor, T: int, F: int) -> torch.Tens
     """Noise to add to the normalised log-mel, float32 `[B, T, F]`: U[0, 1) a cell times U[0, 0.1) a clip."""
     tickets = tickets[:, None]
     blocks = -(-T * F // 4)
-    scale = keyed.uniform(keyed.philox(seed, keyed.NOISE << 16, 0, epoch, tickets)[0]) / NOISE_SCALE  # (B, 1)
+    scale = keyed.uniform(keyed.philox(seed, keyed.NOISE << 16, 0, epoch, tickets)[0])  # (B, 1)
+    scale = scale / torch.full_like(scale, NOISE_SCALE)  # by a number, CUDA would multiply with its rounded inverse
     shapes = 1 + torch.arange(blocks, device=tickets.device)
     words = keyed.philox(seed, keyed.NOISE << 16, shapes, epoch, tickets)  # 4 x (B, blocks)
     cells = torch.stack([keyed.uniform(w) for w in words], -1).flatten(1)[:, : T * F]

@@ -30,4 +30,5 @@ def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 def share_of_largest(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, in units of the largest entry wanted."""
-    return float((got.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+    got, wanted = got.double().cpu(), wanted.double().cpu()
+    return float((got - wanted).abs().max() / wanted.abs().max())

@@ -166,8 +166,8 @@ def test_lambda_is_beta_10_10(device):
     mixed, partner, weight = draws.draw_mixup(11, 0, tickets, 0.3, 50)
     weight = weight.double()
     # Beta(10, 10): mean 1/2, variance 1/84, fourth standardised moment 3 - 6/23. Margins are four standard errors.
-    assert weight.mean() == pytest.approx(0.5, abs=4 * math.sqrt(1 / 84 / 20000))
-    assert weight.std() == pytest.approx(math.sqrt(1 / 84), rel=4 * math.sqrt((3 - 6 / 23 - 1) / 4 / 20000))
+    assert float(weight.mean()) == pytest.approx(0.5, abs=4 * math.sqrt(1 / 84 / 20000))
+    assert float(weight.std()) == pytest.approx(math.sqrt(1 / 84), rel=4 * math.sqrt((3 - 6 / 23 - 1) / 4 / 20000))
     assert float(mixed.double().mean()) == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / 20000))
     counts = torch.bincount(partner, minlength=50)
     assert len(counts) == 50

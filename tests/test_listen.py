@@ -13,6 +13,7 @@ import soundfile
 
 import fftp
 from fftp import checkpoint, listen
+from fftp.predict import device_of
 from tests import live, runs
 
 RATE = 16_000
@@ -52,7 +53,7 @@ def objects(ended):
 
 
 def expected(folder, samples, rate=RATE, top=3, **how):
-    stream = fftp.stream(folder, rate=rate, **how)
+    stream = fftp.stream(folder, rate=rate, device=str(device_of("auto")), **how)
     return [
         {
             "start": round(answer.start, 3),

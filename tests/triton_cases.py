@@ -29,7 +29,8 @@ def run_cases(name: str, config) -> int:
         command.append("--gpu")
         environment.pop("TRITON_INTERPRET", None)
         if importlib.util.find_spec("xdist"):  # each case compiles kernels, on a core of its own
-            command += ["-n", str(max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)))]
+            # pytest-benchmark, where it is installed, warns of that, and a warning is an error here.
+            command += ["-n", str(max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))), "-p", "no:benchmark"]
     else:
         environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     if config.getoption("--slow"):
