@@ -1,4 +1,4 @@
-"""python -m bench.compile [--json FILE] [--markdown FILE] [--arch ...] [--first]: compile Triton kernels ahead of time.
+"""python -m bench.compile [--json FILE] [--markdown FILE] [--arch ...] [--kernel ...] [--first]: compile Triton kernels ahead of time.
 
 Needs no GPU: Triton brings its assembler. Every shipped configuration is compiled for each architecture, and the
 machine code is read back: registers, shared memory, spills (loads and stores of local memory), matrix instructions.
@@ -54,6 +54,7 @@ class Case:
 def cases(arch: str) -> Iterator[Case]:
     """The shipped configurations for an architecture; the first of each kernel is the one that `--first` takes."""
     yield from _patch_embed_cases(arch)
+    yield _philox_case()
     yield from _spec_mask_cases()
     yield from _waveform_cases()
     yield from _fbank_cases()
@@ -119,7 +120,6 @@ def _forms(arch, pf):
         yield operation, True, False
     if arch != "sm_80" and pf == MEL_BINS:
         yield "forward", False, True
-        yield "forward", True, True
 
 
 def _small_patch_embed_cases(kernel):
@@ -150,6 +150,21 @@ def _small_patch_embed_cases(kernel):
         constants=constants,
         options={"num_warps": kernel.BITS_WARPS},
         tile=f"{kernel.FRAMES_OF_BITS} frames, {kernel.BITS_WARPS} warps",
+    )
+
+
+def _philox_case():
+    from kernels import philox_kernel as kernel
+
+    function, constants = kernel._words_kernel, {"BLOCK": kernel.BLOCK}
+    return Case(
+        kernel="philox",
+        config="words",
+        function=function,
+        types=_numbers(function, constants) | dict.fromkeys(_pointers(function), "*i64"),
+        constants=constants,
+        options={"num_warps": kernel.WARPS},
+        tile=f"{kernel.BLOCK}, {kernel.WARPS} warps",
     )
 
 
@@ -266,7 +281,10 @@ def _norm_cases():
             (kernel._forward_kernel, kernel._backward_kernel), ("bf16", "fp16", "fp32"), WIDTHS
         ):
             forward, block = function is kernel._forward_kernel, 1 << (width - 1).bit_length()
-            constants = {"INTERPRETED": False, "BLOCK_R": kernel.BLOCK // block, "BLOCK_D": block, "CENTRED": centred}
+            elements, warps = (
+                (kernel.BLOCK, kernel.WARPS) if forward else (kernel.BACKWARD_BLOCK, kernel.BACKWARD_WARPS)
+            )
+            constants = {"INTERPRETED": False, "BLOCK_R": elements // block, "BLOCK_D": block, "CENTRED": centred}
             constants |= {"ADD": True, "BIAS": centred} if forward else {"NARROW": dtype != "fp32"}
             pointers = dict.fromkeys(_pointers(function), "*fp32")
             pointers |= {a: f"*{dtype}" for a in ("x_ptr", "normed_ptr", "grad_ptr", "d_x_ptr") if a in pointers}
@@ -277,8 +295,8 @@ def _norm_cases():
                 types=_numbers(function, constants) | pointers | {"eps": "fp32"},
                 constants=constants,
                 divisible=("D",),
-                options={"num_warps": kernel.WARPS},
-                tile=f"{constants['BLOCK_R']}x{block}, {kernel.WARPS} warps",
+                options={"num_warps": warps},
+                tile=f"{constants['BLOCK_R']}x{block}, {warps} warps",
             )
 
 
@@ -488,6 +506,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the table to this file, a list of objects")
     parser.add_argument("--markdown", type=Path, help="write the table to this file, to be read")
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="kernels whose names contain one of these")
     parser.add_argument("--first", action="store_true", help="one configuration of each kernel")
     wanted = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -502,6 +521,8 @@ def main(arguments: list[str] | None = None) -> int:
         seen = set()
         for case in cases(arch):
             if wanted.first and case.kernel in seen:
+                continue
+            if wanted.kernel and not any(name in case.kernel for name in wanted.kernel):
                 continue
             seen.add(case.kernel)
             row = build(case, arch)

@@ -16,6 +16,7 @@ import torch
 
 import kernels
 from kernels import dispatch
+from kernels import philox as keyed
 from kernels.dispatch import TABLE
 
 PACKAGES = (
@@ -140,6 +141,10 @@ def _cases(device):
     def made(*shape):
         return torch.randn(*shape, generator=generator).to(device)
 
+    def words(tickets):
+        return keyed.philox(2**40 + 7, 77, torch.arange(5, device=device)[:, None], 2**31, tickets)
+
+    yield "philox", words, [tickets]
     samples = torch.randint(-(2**15), 2**15, (9000,), dtype=torch.int16, generator=generator).to(device)
     start, length = (torch.tensor(numbers, device=device) for numbers in ([0, 8599, 77], [3001, 401, 5000]))
 
@@ -158,8 +163,6 @@ def _cases(device):
         return (kernels.normalise(log_mel.detach().clone(), -4.3, 4.6, (7, 3, start)),)
 
     yield "normalise", normalise, [made(3, 31, 17)]
-
-    tickets = torch.arange(33, device=device)
 
     def spec_mask(tickets):
         return kernels.draw_spec_mask(7, 3, tickets, 101, 37, budget=900, max_width=16, max_height=37)

@@ -132,6 +132,10 @@ def _load(path: str) -> Callable:
 _INTERPRETED = {"cpu": "Triton's interpreter is for tests: ask for it by FFTP_BACKEND"}
 
 TABLE: dict[str, tuple[Backend, ...]] = {
+    "philox": (
+        Backend("triton", "kernels.philox_kernel:words", _triton, _INTERPRETED),
+        Backend("reference", "kernels.philox:words"),
+    ),
     "waveforms": (
         Backend("triton", "kernels.waveform.kernel:waveforms", _triton, _INTERPRETED),
         Backend("native", "kernels.waveform.native:waveforms", _native("waveform")),
@@ -175,7 +179,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
             _triton_descriptor,
             {
                 **_INTERPRETED,
-                "cuda": "whether descriptors may overlap has to be seen on a GPU first: ask by FFTP_BACKEND",
+                "cuda": "it takes no masks, and little is gained (docs/INTERNALS.md): ask by FFTP_BACKEND",
             },
         ),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),

@@ -13,6 +13,8 @@ the words of Triton's `tl.philox` bit for bit.
 import numpy as np
 import torch
 
+from kernels import dispatch
+
 _M32 = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57  # multipliers of the round function
 _WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85  # what each round adds to the key
@@ -43,18 +45,24 @@ def philox(seed, c0, c1=0, c2=0, c3=0) -> tuple[torch.Tensor, ...]:
     that broadcast; the result is on the device of the first tensor among them (the CPU when there is none).
     """
     device = next((c.device for c in (c0, c1, c2, c3) if isinstance(c, torch.Tensor)), torch.device("cpu"))
-    counters = [_counter(c, device) & _M32 for c in (c0, c1, c2, c3)]
-    key = on_device(seed, device).reshape(())
-    k0, k1 = key & _M32, (key >> 32) & _M32
+    counters = [_counter(c, device) for c in (c0, c1, c2, c3)]
     shape = torch.broadcast_shapes(*(c.shape for c in counters))
     flat = [c.expand(shape).reshape(-1) for c in counters]
-    if flat[0].numel() <= _BLOCK or device.type != "cpu":
-        return tuple(w.view(shape) for w in _rounds(flat, k0, k1))
-    out = torch.empty(4, flat[0].numel(), dtype=torch.int64)
-    for i in range(0, flat[0].numel(), _BLOCK):
-        for word, part in zip(out, _rounds([c[i : i + _BLOCK] for c in flat], k0, k1), strict=True):
+    found = dispatch.choose("philox", flat[0])(on_device(seed, device), flat)
+    return tuple(word.view(shape) for word in found)
+
+
+def words(key: torch.Tensor, counters: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """The four words of each counter, int64 `[N]` each: key int64 `[1]`, counters four int64 tensors `[N]`."""
+    counters, key = [c & _M32 for c in counters], key.reshape(())
+    k0, k1, N = key & _M32, (key >> 32) & _M32, counters[0].numel()
+    if N <= _BLOCK or key.device.type != "cpu":
+        return _rounds(counters, k0, k1)
+    out = torch.empty(4, N, dtype=torch.int64)
+    for i in range(0, N, _BLOCK):
+        for word, part in zip(out, _rounds([c[i : i + _BLOCK] for c in counters], k0, k1), strict=True):
             word[i : i + _BLOCK] = part
-    return tuple(word.view(shape) for word in out)
+    return out
 
 
 def _rounds(counters: list[torch.Tensor], k0: torch.Tensor, k1: torch.Tensor) -> list[torch.Tensor]:

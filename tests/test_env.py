@@ -62,7 +62,7 @@ def test_check_finds_a_backend_that_computes_something_else(capsys, monkeypatch)
 def test_a_wrong_backend_stops_a_run_before_it_starts(monkeypatch):
     """On a GPU, that is; here the run is made to believe that it has one."""
     wrong = env.Checked("patch_embed", "triton", 3.0, 1e-6, False)
-    monkeypatch.setattr(run.env, "check", lambda device, backends: [wrong] if backends == {"patch_embed": "t"} else [])
+    monkeypatch.setattr(run.env, "check", lambda device, backends: [wrong] if backends["patch_embed"] == "t" else [])
     monkeypatch.setattr(run, "planned", lambda task: {"patch_embed": "t"})
     task = types.SimpleNamespace(device=torch.device("cuda"), settings=Settings())
     with pytest.raises(UserError, match=r"patch_embed=triton computes something else .*FFTP_BACKEND=patch_embed=refer"):

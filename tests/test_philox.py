@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import literal
 import numpy as np
@@ -87,41 +88,19 @@ def test_counters_count_modulo_two_to_the_32(device):
 
 _IN_TRITON = """
 import json, sys
-import torch, triton, triton.language as tl
-
-@triton.jit
-def draw(seed_ptr, counter_ptr, out_ptr, N, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    inside = i < N
-    # uint32 counters: a 64-bit one would silently select the 64-bit generator.
-    c0 = tl.load(counter_ptr + i, mask=inside, other=0).to(tl.uint32)
-    c1 = tl.load(counter_ptr + N + i, mask=inside, other=0).to(tl.uint32)
-    c2 = tl.load(counter_ptr + 2 * N + i, mask=inside, other=0).to(tl.uint32)
-    c3 = tl.load(counter_ptr + 3 * N + i, mask=inside, other=0).to(tl.uint32)
-    a, b, c, d = tl.philox(tl.load(seed_ptr), c0, c1, c2, c3)
-    tl.store(out_ptr + i, a.to(tl.int64), mask=inside)
-    tl.store(out_ptr + N + i, b.to(tl.int64), mask=inside)
-    tl.store(out_ptr + 2 * N + i, c.to(tl.int64), mask=inside)
-    tl.store(out_ptr + 3 * N + i, d.to(tl.int64), mask=inside)
+import torch
+from kernels.philox_kernel import words
 
 given = json.load(sys.stdin)
-counters = torch.tensor(given["counters"], dtype=torch.int64, device=given["device"]).T.contiguous()
-N = counters.shape[1]
-answers = []
-for seed in given["seeds"]:
-    out = torch.full_like(counters, -1)
-    key = torch.tensor([seed], dtype=torch.int64, device=given["device"])
-    draw[(1,)](key, counters, out, N, triton.next_power_of_2(N))
-    answers.append(out.tolist())
-print(json.dumps(answers))
+counters = torch.tensor(given["counters"], dtype=torch.int64, device=given["device"])
+keys = torch.tensor(given["seeds"], dtype=torch.int64, device=given["device"])
+print(json.dumps([words(key, list(counters.T)).tolist() for key in keys[:, None]]))
 """
 
 
 @needs_triton
 def test_triton_gives_the_same_words(device, tmp_path):
     """In the interpreter, or compiled under --gpu; a process of its own, since Triton reads the switch at import."""
-    program = tmp_path / "draw.py"  # a file: Triton reads a kernel's source
-    program.write_text(_IN_TRITON)
     rows = counters()
     given = {"seeds": [keyed._signed(s) for s in SEEDS], "counters": rows.tolist(), "device": device}
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
@@ -129,7 +108,12 @@ def test_triton_gives_the_same_words(device, tmp_path):
     if device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
     run = subprocess.run(
-        [sys.executable, str(program)], input=json.dumps(given), env=environment, capture_output=True, text=True
+        [sys.executable, "-c", _IN_TRITON],
+        input=json.dumps(given),
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     for seed, words in zip(SEEDS, json.loads(run.stdout), strict=True):

@@ -284,7 +284,8 @@ def check_backends(task: Task) -> None:
         raise UserError(
             "--deterministic on a GPU needs --fused: waveforms=reference has no form there with the same bits."
         )
-    for row in env.check("cuda", planned(task)):
+    drawing = {"philox": dispatch.select("philox", "cuda", "int64").name}
+    for row in env.check("cuda", planned(task) | drawing):
         if not row.good:
             raise UserError(
                 f"{row.operation}={row.backend} computes something else than its reference on this GPU (error "

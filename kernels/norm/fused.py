@@ -48,7 +48,7 @@ def _launch(x, residual, bias, weight, shift, eps, dtype):
     total = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     if x.numel():
         x = x.contiguous()
-        rows, constants = _cut(x)
+        rows, constants = _cut(x, kernel.BLOCK)
         residual, bias, weight, shift = (t if t is None else t.contiguous() for t in (residual, bias, weight, shift))
         kernel._forward_kernel[(triton.cdiv(rows, constants["BLOCK_R"]),)](
             x, x if residual is None else residual, weight if bias is None else bias, weight,
@@ -90,13 +90,13 @@ def gradients(
     d_x = torch.empty(_narrow_shape(total, dtype), dtype=dtype, device=total.device)
     if not total.numel():
         return d, d_x, weight.new_zeros(kinds, D)
-    rows, constants = _cut(total)
+    rows, constants = _cut(total, kernel.BACKWARD_BLOCK)
     parts = kernel.INTERPRETED_PARTS if knobs.runtime.interpret else kernel.PARTS
     partial = torch.empty((parts, kinds, D), dtype=torch.float32, device=total.device)
     kernel._backward_kernel[(parts,)](
         grad.contiguous(), d_total.contiguous(), total, weight.contiguous(), d, d_x, partial,
         rows, triton.cdiv(rows, parts), D, eps,
-        CENTRED=centred, NARROW=dtype != torch.float32, **constants, num_warps=kernel.WARPS,
+        CENTRED=centred, NARROW=dtype != torch.float32, **constants, num_warps=kernel.BACKWARD_WARPS,
     )  # fmt: skip
     return d, d_x, partial.sum(0)
 
@@ -148,9 +148,9 @@ def _narrow_shape(total, dtype):
     return (0,) if dtype == torch.float32 else total.shape
 
 
-def _cut(x):
-    """The number of rows, and the constants of a launch."""
+def _cut(x, block):
+    """The number of rows, and the constants of a launch whose programs have blocks of so many elements."""
     D = x.shape[-1]
-    block, width = kernel.INTERPRETED_BLOCK if knobs.runtime.interpret else kernel.BLOCK, triton.next_power_of_2(D)
+    block, width = kernel.INTERPRETED_BLOCK if knobs.runtime.interpret else block, triton.next_power_of_2(D)
     constants = {"INTERPRETED": knobs.runtime.interpret, "BLOCK_R": max(1, block // width), "BLOCK_D": width}
     return x.numel() // D, constants

@@ -21,10 +21,7 @@ def patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangl
 
 
 def patch_embed_by_descriptor(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None):
-    """As `patch_embed`, but the forward pass loads by tensor descriptors where `boxes_fit` the geometry.
-
-    Whether the hardware takes descriptors whose rows overlap has not been tried on a GPU.
-    """
+    """As `patch_embed`, but the forward pass without masks loads by tensor descriptors where `boxes_fit` the geometry."""
     return _patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles, fill, boxes=True)
 
 
@@ -95,7 +92,8 @@ def embed(
     at, parts = _tile("forward", log_mel, weight, bits), kernel.forward_parts(K, N)
     sizes, constants = _launch(log_mel, weight, stride_t, stride_f, len(tokens), place)
     left, right, rows = log_mel, flat, B * L
-    boxes = boxes and boxes_fit(log_mel, flat, stride_t)
+    # Masked tiles that came by descriptors were wrong on an H200 at some tile sizes (Triton 3.6): these take pointers.
+    boxes = boxes and bits is None and boxes_fit(log_mel, flat, stride_t)
     if boxes:
         left, right, rows = _descriptors(log_mel, flat, stride_t, at)
     added = (bias, bias if position is None else position.contiguous(), tokens)

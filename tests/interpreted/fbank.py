@@ -197,14 +197,14 @@ def test_waveforms_that_are_not_contiguous_and_empty_batches(guard, device):
     assert kernels.fbank(wave, T=0).shape == (2, 0, 128)
 
 
-def test_what_is_refused():
+def test_what_is_refused(device):
     with pytest.raises(ValueError, match="it adds in float32; the tensors are float64"):
-        kernels.fbank(noise(1, 4000))
+        kernels.fbank(noise(1, 4000).to(device))
     for rate, points in ((96000, 4096), (1000, 32)):
         with pytest.raises(
             ValueError, match=rf"64 to 2048 points, a window of \d+ samples takes {points}: run without"
         ):
-            kernels.fbank(torch.zeros(1, 4000), settings=FbankSettings(sample_rate=rate))
+            kernels.fbank(torch.zeros(1, 4000, device=device), settings=FbankSettings(sample_rate=rate))
 
 
 # Normalisation --------------------------------------------------------------------------------------------------------

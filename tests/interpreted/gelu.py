@@ -102,6 +102,6 @@ def test_under_compile(device):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_float64_is_refused():
+def test_float64_is_refused(device):
     with pytest.raises(ValueError, match="gelu=triton, which cannot run: it adds in float32; the tensors are float64"):
-        kernels.gelu(torch.zeros(2, 3).double(), None)
+        kernels.gelu(torch.zeros(2, 3, device=device).double(), None)

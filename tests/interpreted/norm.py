@@ -111,8 +111,9 @@ def test_under_compile(operation, device):
 
 
 @pytest.mark.parametrize(("operation", "others"), [("rms_norm", 1), ("layer_norm", 3)])
-def test_float64_is_refused(operation, others):
+def test_float64_is_refused(operation, others, device):
+    x, vectors = torch.zeros(2, 3, device=device).double(), [torch.ones(3, device=device)] * others
     with pytest.raises(
         ValueError, match=f"{operation}=triton, which cannot run: it adds in float32; the tensors are float64"
     ):
-        getattr(kernels, operation)(torch.zeros(2, 3).double(), None, *[torch.ones(3)] * others, 1e-5)
+        getattr(kernels, operation)(x, None, *vectors, 1e-5)
