@@ -1,4 +1,4 @@
-"""python -m bench.compile [--json FILE] [--markdown FILE] [--arch ...] [--kernel ...] [--first]: compile Triton kernels ahead of time.
+"""python -m bench.compile [--json FILE] [--markdown FILE] [--arch ...] [--kernel ...] [--first]: compile kernels ahead of time.
 
 Needs no GPU: Triton brings its assembler. Every shipped configuration is compiled for each architecture, and the
 machine code is read back: registers, shared memory, spills (loads and stores of local memory), matrix instructions.
