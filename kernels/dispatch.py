@@ -189,6 +189,10 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
         Backend("reference", "kernels.attention.reference:attention"),
     ),
+    "linear": (
+        Backend("native", "kernels.linear.native:linear", _native("linear", "bfloat16")),
+        Backend("reference", "kernels.linear.reference:linear"),
+    ),
     "gelu": (
         Backend("triton", "kernels.gelu.fused:gelu", _triton_float32, _INTERPRETED),
         Backend("native", "kernels.gelu.native:gelu", _native_float32("gelu")),

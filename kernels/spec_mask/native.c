@@ -25,8 +25,6 @@ struct masks {
     void *log_mel;
 };
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* A uniform integer in 0 .. n - 1, n below 2^31. */
