@@ -1,23 +1,21 @@
-/* Products of a linear layer in bfloat16, and its weight's gradient, for processors that multiply it in vectors (AVX512-BF16);
-   called through ctypes by native.py.
+/* The gradients of a linear layer's product in bfloat16, for processors that multiply it in vectors (AVX512-BF16); called
+   through ctypes by native.py.
 
-   x (rows, K) and weight (N, K): out = x W^T, d_x = grad W, d_W = grad^T x. Of the first two the left side is read where it
-   lies and the weights are paired up anew each time, a hundredth of the work. Of the third both are, DEPTH rows at a time: its
-   sums run over rows. */
+   Of out = x W^T, with x (rows, K), W (N, K) and grad (rows, N): d_x = grad W, d_W = grad^T x. Of the first the left side is read
+   where it lies, and the weight is paired up anew each time, a hundredth of the work. Of the second both are, DEPTH rows at
+   a time: its sums run over rows. */
 
 #include "../native.h"
 
 #define TASK_ROWS 64 /* of a product that one thread makes at a time */
 #define DEPTH 128    /* rows of a gradient's sum at a time: they, in pairs and before, stay in the second-level cache */
 
-/* out (rows, columns) = x (rows, inner) m in contiguous bfloat16, where m is weight^T, of weight (columns, inner), if `turned`
-   and else weight (inner, columns): float32, or bfloat16 where narrow. columns and inner are multiples of BLOCK; panels has
-   room for columns * inner numbers; threads: how many tasks are under way at a time. */
+/* d_x (rows, K) = grad (rows, N) weight (N, K), all contiguous bfloat16, N and K multiples of BLOCK; panels has room for N K
+   numbers; threads: how many tasks are under way at a time. */
 struct product {
-    int64_t rows, inner, columns, turned, narrow, threads;
-    const uint16_t *x;
-    const void *weight;
-    uint16_t *panels, *out;
+    int64_t rows, N, K, threads;
+    const uint16_t *grad, *weight;
+    uint16_t *panels, *d_x;
 };
 
 /* d_weight (N, K) float32 = grad^T x of contiguous bfloat16 grad (rows, N) and x (rows, K), N and K multiples of BLOCK. A task
@@ -43,61 +41,42 @@ struct gradient {
 #define LEFT (DEPTH * ROWS + 32)
 #define RIGHT (DEPTH * BLOCK + 64)
 
-/* BLOCK numbers of a weight as bfloat16. */
-INLINE __m512i narrowed(const void *weight, int64_t at, int64_t narrow)
-{
-    if (narrow)
-        return _mm512_loadu_si512((const uint16_t *)weight + at);
-    const float *from = (const float *)weight + at;
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
-}
-
-/* One panel: BLOCK columns of m in pairs of rows, (inner / 2, BLOCK, 2). */
+/* One panel: BLOCK columns of the weight in pairs of rows, (N / 2, BLOCK, 2). */
 static void panel(const void *job, int64_t task, float *scratch)
 {
     (void)scratch;
     const struct product *w = job;
-    const int64_t first = task * BLOCK;
-    uint16_t *to = w->panels + first * w->inner;
-    if (!w->turned)
-        for (int64_t k = 0; k < w->inner; k += 2, to += 2 * BLOCK)
-            pair_up(narrowed(w->weight, k * w->columns + first, w->narrow),
-                    narrowed(w->weight, (k + 1) * w->columns + first, w->narrow), to);
-    else
-        for (int64_t k = 0; k < w->inner; k += BLOCK)
-            for (int64_t n = 0; n < BLOCK; n++) {
-                uint32_t pairs[BLOCK / 2];
-                _mm512_storeu_si512(pairs, narrowed(w->weight, (first + n) * w->inner + k, w->narrow));
-                for (int64_t i = 0; i < BLOCK / 2; i++)
-                    memcpy(to + ((k / 2 + i) * BLOCK + n) * 2, pairs + i, 4);
-            }
+    const uint16_t *from = w->weight + task * BLOCK;
+    uint16_t *to = w->panels + task * BLOCK * w->N;
+    for (int64_t n = 0; n < w->N; n += 2, from += 2 * w->K, to += 2 * BLOCK)
+        pair_up(_mm512_loadu_si512(from), _mm512_loadu_si512(from + w->K), to);
 }
 
-/* TASK_ROWS rows of out, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
+/* TASK_ROWS rows of d_x, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
 static void product(const void *job, int64_t task, float *scratch)
 {
     const struct product *w = job;
-    const int64_t inner = w->inner, columns = w->columns, panels = columns / BLOCK, first = task * TASK_ROWS;
+    const int64_t N = w->N, K = w->K, first = task * TASK_ROWS;
     const int64_t n = least(TASK_ROWS, w->rows - first), whole = n / ROWS * ROWS;
     const int64_t then = least(first + w->threads * TASK_ROWS, w->rows), coming = least(TASK_ROWS, w->rows - then);
-    const uint16_t *x = w->x + first * inner;
-    uint16_t *out = w->out + first * columns, *rest = (uint16_t *)(scratch + TASK_ROWS * BLOCK);
+    const uint16_t *grad = w->grad + first * N;
+    uint16_t *d_x = w->d_x + first * K, *rest = (uint16_t *)(scratch + TASK_ROWS * BLOCK);
     if (whole < n) {
-        memcpy(rest, x + whole * inner, 2 * (size_t)((n - whole) * inner));
-        memset(rest + (n - whole) * inner, 0, 2 * (size_t)((whole + ROWS - n) * inner));
+        memcpy(rest, grad + whole * N, 2 * (size_t)((n - whole) * N));
+        memset(rest + (n - whole) * N, 0, 2 * (size_t)((whole + ROWS - n) * N));
     }
-    for (int64_t p = 0; p < panels; p++) {
-        const uint16_t *right = w->panels + p * BLOCK * inner;
-        const int64_t from = coming * p / panels, to = coming * (p + 1) / panels;
-        fetch(out + p * BLOCK, columns, n, BLOCK);
-        fetch(w->x + (then + from) * inner, inner, to - from, inner);
-        matrix(x, inner, 2, whole, right, inner / 2, scratch, BLOCK, 0);
+    for (int64_t k = 0; k < K; k += BLOCK) {
+        const uint16_t *right = w->panels + k * N;
+        const int64_t from = coming * k / K, to = coming * (k + BLOCK) / K;
+        fetch(d_x + k, K, n, BLOCK);
+        fetch(w->grad + (then + from) * N, N, to - from, N);
+        matrix(grad, N, 2, whole, right, N / 2, scratch, BLOCK, 0);
         if (whole < n)
-            matrix(rest, inner, 2, ROWS, right, inner / 2, scratch + whole * BLOCK, BLOCK, 0);
+            matrix(rest, N, 2, ROWS, right, N / 2, scratch + whole * BLOCK, BLOCK, 0);
         for (int64_t r = 0; r < n; r++) {
             const float *sums = scratch + r * BLOCK;
             const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + 16), _mm512_loadu_ps(sums));
-            _mm512_storeu_si512(out + r * columns + p * BLOCK, row);
+            _mm512_storeu_si512(d_x + r * K + k, row);
         }
     }
 }
@@ -142,7 +121,7 @@ static void gradient(const void *job, int64_t task, float *scratch)
     }
 }
 
-static int64_t product_floats(int64_t inner) { return TASK_ROWS * BLOCK + ROWS * inner / 2; }
+static int64_t product_floats(int64_t N) { return TASK_ROWS * BLOCK + ROWS * N / 2; }
 
 static int64_t gradient_floats(int64_t N, int64_t K, int64_t parts)
 {
@@ -168,7 +147,7 @@ int64_t fftp_tiles(void)
 static void panel(const void *job, int64_t task, float *scratch) {}
 static void product(const void *job, int64_t task, float *scratch) {}
 static void gradient(const void *job, int64_t task, float *scratch) {}
-static int64_t product_floats(int64_t inner) { return 0; }
+static int64_t product_floats(int64_t N) { return 0; }
 static int64_t gradient_floats(int64_t N, int64_t K, int64_t parts) { return 0; }
 
 int64_t fftp_tiles(void) { return 0; }
@@ -177,9 +156,9 @@ int64_t fftp_tiles(void) { return 0; }
 int64_t fftp_product(const struct product *w, int64_t set, int64_t threads, parallel region)
 {
     (void)set;
-    if (run_all(panel, w, w->columns / BLOCK, 1, threads, region))
+    if (run_all(panel, w, w->K / BLOCK, 1, threads, region))
         return -1;
-    return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->inner), threads, region);
+    return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->N), threads, region);
 }
 
 int64_t fftp_gradient(const struct gradient *w, int64_t set, int64_t threads, parallel region)
