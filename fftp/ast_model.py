@@ -65,7 +65,7 @@ def product(layer: nn.Linear, x):
     A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
     what reads the result anyway; in other types the product adds it for nothing.
     """
-    return (nnf.linear(x, layer.weight), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
+    return (kernels.linear(x, layer.weight), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
 
 
 class Attention(nn.Module):

@@ -33,7 +33,8 @@ PACKAGES = (
 )
 
 
-FOLLOW_AUTOCAST = ("patch_embed", "attention", "causal_conv")  # the others compute in float32 whatever --precision says
+# The others compute in float32 whatever --precision says.
+FOLLOW_AUTOCAST = ("patch_embed", "attention", "linear", "causal_conv")
 
 
 def versions() -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.gelu import gelu
+from kernels.linear import linear
 from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import (
@@ -32,6 +33,7 @@ __all__ = [
     "fbank",
     "gelu",
     "layer_norm",
+    "linear",
     "normalise",
     "paint",
     "patch_embed",

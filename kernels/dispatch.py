@@ -148,18 +148,22 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     ),
     "spec_mask": (
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_mask", _triton, _INTERPRETED),
+        Backend("native", "kernels.spec_mask.native:draw_spec_mask", _native("spec_mask")),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_mask"),
     ),
     "spec_augment": (
         Backend("triton", "kernels.spec_mask.kernel:draw_spec_augment", _triton, _INTERPRETED),
+        Backend("native", "kernels.spec_mask.native:draw_spec_augment", _native("spec_mask")),
         Backend("reference", "kernels.spec_mask.reference:draw_spec_augment"),
     ),
     "apply_spec_mask": (
         Backend("triton", "kernels.spec_mask.kernel:apply_spec_mask", _triton, _INTERPRETED),
+        Backend("native", "kernels.spec_mask.native:apply_spec_mask", _native("spec_mask")),
         Backend("reference", "kernels.spec_mask.reference:apply_spec_mask"),
     ),
     "apply_spec_augment": (
         Backend("triton", "kernels.spec_mask.kernel:apply_spec_augment", _triton, _INTERPRETED),
+        Backend("native", "kernels.spec_mask.native:apply_spec_augment", _native("spec_mask")),
         Backend("reference", "kernels.spec_mask.reference:apply_spec_augment"),
     ),
     "paint": (
@@ -188,6 +192,10 @@ TABLE: dict[str, tuple[Backend, ...]] = {
         Backend("native", "kernels.attention.native:attention", _native_attention),
         Backend("products", "kernels.attention.products:attention", _cpu_bfloat16),
         Backend("reference", "kernels.attention.reference:attention"),
+    ),
+    "linear": (
+        Backend("native", "kernels.linear.native:linear", _native("linear", "bfloat16")),
+        Backend("reference", "kernels.linear.reference:linear"),
     ),
     "gelu": (
         Backend("triton", "kernels.gelu.fused:gelu", _triton_float32, _INTERPRETED),

@@ -20,6 +20,8 @@
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 /* -- one instruction set after the other --------------------------------------------------------------------------- */
 
 #ifdef __x86_64__
@@ -110,6 +112,16 @@ int64_t fftp_widest(void)
         return AVX2;
 #endif
     return PLAIN;
+}
+
+/* Whether the processor multiplies bfloat16 in vectors. */
+int64_t fftp_bfloat16(void)
+{
+#ifdef __x86_64__
+    return fftp_widest() == AVX512 && __builtin_cpu_supports("avx512bf16");
+#else
+    return 0;
+#endif
 }
 
 /* A checksum of the sources that setup.py compiled, so that native.py can tell a library of other sources. */

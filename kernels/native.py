@@ -49,9 +49,7 @@ class Library:
 
     def asks(self, name: str) -> bool:
         """What fftp_NAME, which takes nothing, answers of the processor."""
-        function = getattr(_load(self)[0], f"fftp_{name}")
-        function.restype = ctypes.c_int64
-        return bool(function())
+        return _answer(self, name)
 
     def call(self, name: str, work: ctypes.Structure) -> None:
         """Run fftp_NAME on torch's number of threads. Raises MemoryError where there is no scratch space."""
@@ -80,6 +78,13 @@ def _load(library: Library) -> tuple[ctypes.CDLL | None, str]:
     if library.checksum() not in (None, built_from):
         return None, f"the library was built from other sources than these: {BUILD} builds it anew"
     return loaded, ""
+
+
+@cache
+def _answer(library: Library, name: str) -> bool:
+    function = getattr(_load(library)[0], f"fftp_{name}")
+    function.restype = ctypes.c_int64
+    return bool(function())
 
 
 @cache

@@ -92,8 +92,10 @@ def test_stored_balanced_choices(stored):
                 assert chosen[case["ticket"]] == case["balanced"]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SPEC_MASKS)
-def test_stored_spec_masks(stored, device, name):
+def test_stored_spec_masks(stored, device, name, fused):
+    dispatch.use_fused(fused)
     T, F, budget, width, height = SPEC_MASKS[name]
     for (seed, epoch), cases in by_run(stored["cases"]):
         tickets = tickets_of(cases, device)
@@ -107,8 +109,10 @@ def test_stored_spec_masks(stored, device, name):
             assert not rectangles[b, len(wanted) :].any()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SPEC_AUGMENTS)
-def test_stored_spec_augments(stored, device, name):
+def test_stored_spec_augments(stored, device, name, fused):
+    dispatch.use_fused(fused)
     T, F, frequency, time = SPEC_AUGMENTS[name]
     for (seed, epoch), cases in by_run(stored["cases"]):
         rectangles, count, area = kernels.draw_spec_augment(

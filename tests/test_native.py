@@ -225,7 +225,7 @@ def test_clips_outside_of_the_samples_are_refused(start, length):
     waveform_native.waveforms(samples, good, torch.tensor([5, 500]).clamp_max(95), 10, None, None)
 
 
-LIBRARIES = ("attention", "fbank", "gelu", "norm", "selective_scan", "waveform")
+LIBRARIES = ("attention", "fbank", "gelu", "linear", "norm", "selective_scan", "spec_mask", "waveform")
 
 # The library -----------------------------------------------------------------------------------------------------------
 

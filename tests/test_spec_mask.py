@@ -1,5 +1,7 @@
 """Masks: the rectangles against a literal Algorithm 1 and by their properties, painting, and what fills them."""
 
+import math
+
 import literal
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 import kernels
 from fftp.augment import Augment, AugmentSettings, clip_level
+from kernels import dispatch
+from kernels.spec_mask import native, reference
 from kernels.spec_mask.reference import covered
 
 AUDIOSET = {"T": 1000, "F": 128, "budget": 25600, "max_width": 128, "max_height": 128}
@@ -377,3 +381,118 @@ def test_tickets_and_shapes_are_checked():
             kernels.apply_spec_augment(log_mel, fill, 0, 0, some, max_frequency=1, max_time=1)
     with pytest.raises(ValueError, match="budget is a positive number"):
         kernels.apply_spec_mask(log_mel, torch.zeros(2), 0, 0, tickets(2), budget=-1, max_width=1, max_height=1)
+
+
+# In C ----------------------------------------------------------------------------------------------------------------
+
+needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"spec_mask=native: {native.refuses()}.")
+SETTINGS = ("budget", "max_width", "max_height", "full_share", "shapes", "attempts", "clip", "snap")
+
+
+def in_c_as_the_reference(name, log_mel, seed, epoch, some, **sizes):
+    """Rectangles, count, area and every cell, where the outputs held other numbers before; returns what was drawn."""
+    B, T, F = log_mel.shape
+    fill = torch.randn(B, generator=torch.Generator().manual_seed(B))
+    plain, ours = log_mel.clone(), log_mel.clone()
+    wanted = getattr(reference, f"apply_{name}")(plain, fill, seed, epoch, some, **sizes)
+    found = getattr(native, f"apply_{name}")(ours, fill, seed, epoch, some, **sizes)
+    alone = getattr(native, f"draw_{name}")(seed, epoch, some, T, F, **sizes)
+    for theirs, both, drawn in zip(wanted, found, alone, strict=True):
+        assert theirs.dtype == both.dtype == drawn.dtype == torch.int32
+        assert torch.equal(theirs, both)
+        assert torch.equal(theirs, drawn)
+    assert torch.equal(ours.isnan(), plain.isnan())
+    assert torch.equal(ours.nan_to_num(), plain.nan_to_num())
+    return wanted
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """What is not written shows."""
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, shape, dtype: torch.full(shape, -7, dtype=dtype, device=self.device)
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("block", range(4))
+def test_in_c_spec_mask_has_the_references_bits(block, poison):
+    """80 settings such as nobody would choose; cells that are not masked are NaN."""
+    rng = np.random.default_rng(1000 + block)
+    for number in range(20):
+        case, B = random_case(rng), int(rng.integers(0, 40))
+        seed, epoch = int(rng.integers(0, 2**63)) * 2 + number % 2, int(rng.integers(0, 2**32))
+        some = torch.tensor(rng.integers(-(2**40), 2**40, B))
+        log_mel = torch.full((B, case["T"], case["F"]), math.nan)
+        in_c_as_the_reference("spec_mask", log_mel, seed, epoch, some, **{n: case[n] for n in SETTINGS})
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [AUDIOSET, SPEECH], ids=["audioset", "speechcommands"])
+def test_in_c_at_the_papers_settings(case, dtype, poison):
+    sizes = {"full_share": 0.7, "shapes": 64, "attempts": 100, "clip": False, "snap": 1} | case
+    log_mel = torch.randn(33, sizes.pop("T"), sizes.pop("F")).to(dtype)
+    seed, epoch = torch.tensor([-(2**40) - 7]), torch.tensor([24])
+    _, count, _ = in_c_as_the_reference("spec_mask", log_mel, seed, epoch, tickets(33), **sizes)
+    assert count.all()
+    in_c_as_the_reference("spec_augment", log_mel, seed, epoch, tickets(33), max_frequency=48, max_time=192)
+
+
+@needs_native
+@pytest.mark.parametrize(("T", "F"), [(1, 1), (1, 7), (13, 1), (101, 37)])
+def test_in_c_spec_augment_has_the_references_bits(T, F, poison):
+    for frequency, time in ((1, 1), (5, 400), (200, 3)):
+        log_mel = torch.full((50, T, F), math.nan)
+        in_c_as_the_reference(
+            "spec_augment", log_mel, 2**64 - 3, 9, tickets(50), max_frequency=frequency, max_time=time
+        )
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_in_c_bits_do_not_depend_on_batch_or_threads(threads):
+    whole, fill = torch.zeros(66, 300, 40), torch.randn(66)
+    sizes = {"budget": 6000, "max_width": 30, "max_height": 40, "full_share": 0.5}
+    dispatch.use_fused(True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        drawn = kernels.apply_spec_mask(whole, fill, 9, 4, tickets(66), **sizes)
+    finally:
+        torch.set_num_threads(before)
+    assert dispatch.in_use() == {"apply_spec_mask": "native"}
+    for b in range(66):
+        alone = torch.zeros(1, 300, 40)
+        one = kernels.apply_spec_mask(alone, fill[b : b + 1], 9, 4, tickets(66)[b : b + 1], **sizes)
+        assert torch.equal(alone[0], whole[b])
+        assert all(torch.equal(o[0], d[b]) for o, d in zip(one, drawn, strict=True))
+
+
+@needs_native
+def test_in_c_views_operators_and_gradients():
+    """Views are changed where they lie; a buffer whose clips share memory, or that wants gradients, is refused."""
+    whole, some = torch.randn(3, 16, 40), tickets(6)[::2]
+    sizes = {"max_frequency": 9, "max_time": 20}
+    wanted, given = whole.clone(), whole.clone()
+    drawn = reference.apply_spec_augment(wanted.mT, torch.arange(3.0), 7, 2, some, **sizes)
+    found = native.apply_spec_augment(given.mT, torch.arange(6.0)[:3], 7, 2, some, **sizes)
+    assert torch.equal(given, wanted)
+    assert all(map(torch.equal, drawn, found))
+    keys, numbers = (torch.tensor([7]), torch.tensor([2]), some.clone()), [100, 9, 16, 2**31, 5, 9, 0, 1]
+    torch.library.opcheck(native.draw, ("spec_mask", *keys, 40, 16, numbers))
+    torch.library.opcheck(native.apply, (torch.randn(3, 40, 16), torch.ones(3), "spec_mask", *keys, numbers))
+    with pytest.raises(RuntimeError, match="single memory location"):
+        native.apply_spec_augment(whole[:1].expand(3, -1, -1), torch.ones(3), 7, 2, some, **sizes)
+    with pytest.raises(ValueError, match="apply_spec_augment=native has no gradients, and log_mel wants one"):
+        native.apply_spec_augment(whole.requires_grad_(), torch.ones(3), 7, 2, some, **sizes)
+
+
+def test_in_c_refuses_with_a_reason(monkeypatch):
+    monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: "it is not built: ...")
+    dispatch.use_fused(True)
+    for operation in ("spec_mask", "spec_augment", "apply_spec_mask", "apply_spec_augment"):
+        refuses = next(b for b in dispatch.TABLE[operation] if b.name == "native").refuses
+        assert refuses("cuda", "float32") == "it is C for the CPU; the tensors are on cuda"
+        assert refuses("cpu", "float32") == "it is not built: ..."
+        assert dispatch.select(operation, "cpu", "float32").name == "reference"

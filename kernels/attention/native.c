@@ -39,8 +39,6 @@ struct gradients {
 
 #include "native_matrix.h"
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* The next n floats of the scratch space. */
 static void *next(float **scratch, int64_t n)
 {
@@ -80,11 +78,11 @@ static void attention(const void *job, int64_t task, float *scratch)
         const uint16_t *then = x + ahead + t * 3 * D;
         take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, (uint16_t *)sums);
         turned((uint16_t *)sums, q_turned);
-        fetch(then, 3 * D, n);
+        fetch(then, 3 * D, n, WIDTH);
         matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
-        fetch(then + D, 3 * D, n);
+        fetch(then + D, 3 * D, n, WIDTH);
         softmax(scores, L, keys, weights, one_over);
-        fetch(then + 2 * D, 3 * D, n);
+        fetch(then + 2 * D, 3 * D, n, WIDTH);
         wide_matrix(weights, 2, 2 * BLOCK, round_up(n, ROWS), v_pairs, keys / 2, sums, 0);
         put(sums, n, one_over, w->out + (clip * L + t) * D + head * WIDTH, D, NULL);
     }
@@ -128,19 +126,19 @@ static void gradients(const void *job, int64_t task, float *scratch)
         take(grad + t * D, D, NULL, n, BLOCK, rows);
         turned(rows, g_turned);
         paired(rows, BLOCK, g_pairs);
-        fetch(then, 3 * D, n);
+        fetch(then, 3 * D, n, WIDTH);
         matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
-        fetch(d_x, 3 * D, n);
+        fetch(d_x, 3 * D, n, WIDTH);
         matrix(v, WIDTH, 2, keys, g_turned, WIDTH / 2, d_weights, BLOCK, 0);
-        fetch(then + D, 3 * D, n);
+        fetch(then + D, 3 * D, n, WIDTH);
         slopes(scores, d_weights, L, keys, weights, d_scores, ds_pairs);
-        fetch(d_x + D, 3 * D, n);
+        fetch(d_x + D, 3 * D, n, WIDTH);
         wide_matrix(weights, BLOCK, 2, keys, g_pairs, BLOCK / 2, d_v, t > 0);
-        fetch(then + 2 * D, 3 * D, n);
+        fetch(then + 2 * D, 3 * D, n, WIDTH);
         wide_matrix(d_scores, BLOCK, 2, keys, q_pairs, BLOCK / 2, d_k, t > 0);
-        fetch(d_x + 2 * D, 3 * D, n);
+        fetch(d_x + 2 * D, 3 * D, n, WIDTH);
         wide_matrix(ds_pairs, 2, 2 * BLOCK, round_up(n, ROWS), k_pairs, keys / 2, d_q, 0);
-        fetch(grad + g_ahead + t * D, D, n);
+        fetch(grad + g_ahead + t * D, D, n, WIDTH);
         put(d_q, n, NULL, d_x, 3 * D, totals[0]);
     }
     put(d_k, L, NULL, w->d_x + at + D, 3 * D, totals[1]);
@@ -160,26 +158,11 @@ static int64_t gradients_floats(int64_t L)
 #else
 #pragma GCC pop_options
 #endif
-
-/* Whether the processor has the instructions. */
-int64_t fftp_bfloat16(void)
-{
-    return fftp_widest() == AVX512 && __builtin_cpu_supports("avx512bf16");
-}
 #else
-/* How far on the head lies that this thread takes next, if each takes its turn, in rows of `width` numbers; 0 at the end. */
-static int64_t next_head(int64_t task, int64_t threads, int64_t B, int64_t L, int64_t H, int64_t width)
-{
-    const int64_t then = task + threads;
-    return then < B * H ? (then / H - task / H) * L * width + (then % H - task % H) * WIDTH : 0;
-}
-
 static void attention(const void *job, int64_t task, float *scratch) {}
 static void gradients(const void *job, int64_t task, float *scratch) {}
 static int64_t attention_floats(int64_t L) { return 0; }
 static int64_t gradients_floats(int64_t L) { return 0; }
-
-int64_t fftp_bfloat16(void) { return 0; }
 #endif
 
 int64_t fftp_attention(const struct attention *w, int64_t set, int64_t threads, parallel region)

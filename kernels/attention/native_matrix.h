@@ -1,47 +1,13 @@
 /* What native.c multiplies and adds up, on one head's numbers: products, layouts, the softmax and its slopes.
 
-   Each product is `matrix`, in which an instruction adds two products to each of sixteen sums. Its right side comes in pairs
-   of rows; of its left side it takes pairs that may lie anywhere, so P and dS are never transposed. */
+   Each product is `matrix` (../matrix.h), whose left side may lie anywhere: P and dS are never transposed. BLOCK is queries
+   here. */
+
+#include "../matrix.h"
 
 #define WIDTH 64 /* of a head */
-#define BLOCK 32 /* queries, and columns of a product, at a time: two vectors of sums */
-#define ROWS 8   /* of a product at a time: 16 vectors of sums, enough for the instruction's latency */
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* to[i][:] = (or += where `add`) sum over k < pairs of left[i][k][0] right[k][:][0] + left[i][k][1] right[k][:][1], for i <
-   rows, a multiple of ROWS, and BLOCK columns. row and pair are left's strides, pitch is to's. */
-INLINE void matrix(const uint16_t *left, const int64_t row, const int64_t pair, int64_t rows, const uint16_t *right,
-                   int64_t pairs, float *to, const int64_t pitch, int add)
-{
-    for (int64_t first = 0; first < rows; first += ROWS, left += ROWS * row, to += ROWS * pitch) {
-        __m512 sums[ROWS][2];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++)
-            sums[i][0] = sums[i][1] = _mm512_setzero_ps();
-        for (int64_t k = 0; k < pairs; k++) {
-            const __m512bh a = (__m512bh)_mm512_loadu_si512(right + 2 * BLOCK * k);
-            const __m512bh b = (__m512bh)_mm512_loadu_si512(right + 2 * BLOCK * k + BLOCK);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) {
-                int32_t both;
-                memcpy(&both, left + i * row + k * pair, 4);
-                const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
-                sums[i][0] = _mm512_dpbf16_ps(sums[i][0], factor, a);
-                sums[i][1] = _mm512_dpbf16_ps(sums[i][1], factor, b);
-            }
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; j++) {
-                float *at = to + i * pitch + 16 * j;
-                _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), sums[i][j]) : sums[i][j]);
-            }
-    }
-}
-
-/* The same for WIDTH columns, whose right side comes in halves. */
+/* `matrix` for WIDTH columns, whose right side comes in halves. */
 INLINE void wide_matrix(const uint16_t *left, const int64_t row, const int64_t pair, int64_t rows, const uint16_t *right,
                         int64_t pairs, float *to, int add)
 {
@@ -61,26 +27,10 @@ INLINE __m512 power(__m512 x)
     return _mm512_scalef_ps(p, whole);
 }
 
-/* The places 0, n, 1, n + 1, ..., 15, n + 15. */
-INLINE __m512i alternating(int n)
-{
-    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_or_si512(count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(n)), 16));
-}
-
 /* Two vectors as bfloat16, a number of the one beside one of the other. */
 INLINE __m512i zipped(__m512 a, __m512 b)
 {
     return _mm512_permutexvar_epi16(alternating(16), (__m512i)_mm512_cvtne2ps_pbh(b, a));
-}
-
-/* Have a head's rows fetched: a clip's lie far apart, so the processor would not guess which come next. */
-INLINE void fetch(const uint16_t *rows, int64_t pitch, int64_t n)
-{
-    for (int64_t t = 0; t < n; t++) {
-        _mm_prefetch((const char *)(rows + t * pitch), _MM_HINT_T1);
-        _mm_prefetch((const char *)(rows + t * pitch + 32), _MM_HINT_T1);
-    }
 }
 
 /* A head's rows, with the bias, one behind the other: (padded, WIDTH), 0 from `rows` on. */
@@ -104,13 +54,6 @@ static void take(const uint16_t *x, int64_t pitch, const float *bias, int64_t ro
             _mm512_storeu_si512(to + t * WIDTH + 32 * i, both);
         }
     memset(to + rows * WIDTH, 0, 2 * WIDTH * (padded - rows));
-}
-
-/* Two rows of BLOCK numbers in pairs. */
-INLINE void pair_up(__m512i a, __m512i b, uint16_t *to)
-{
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, alternating(32), b));
-    _mm512_storeu_si512(to + BLOCK, _mm512_permutex2var_epi16(a, _mm512_add_epi16(alternating(32), _mm512_set1_epi16(16)), b));
 }
 
 /* (n, WIDTH) in pairs of rows, as the right side of wide_matrix: (2, n / 2, BLOCK, 2). */

@@ -7,15 +7,13 @@
 
 #include <stdint.h>
 
+#include "../philox.h"
+
 #define TASK_FRAMES 64  /* rows of one clip's log-mel that one thread makes at a time: a multiple of any vector's lanes */
 #define TASK_CELLS 8192 /* cells of one clip that one thread normalises at a time */
 #define BLOCKS 256      /* counters whose four words are drawn at a time: 4 KB in the first-level cache */
 
-/* Philox-4x32-10 and the noise as kernels/philox.py and kernels/draws.py have them. */
-#define ROUND_A 0xD2511F53u
-#define ROUND_B 0xCD9E8D57u
-#define WEYL_A 0x9E3779B9u
-#define WEYL_B 0xBB67AE85u
+/* The noise as kernels/draws.py has it. */
 #define NOISE_COUNTER (6u << 16)
 #define NOISE_SCALE 10.0f
 
@@ -39,23 +37,6 @@ struct normalise {
     const int64_t *tickets;
     float *log_mel;
 };
-
-/* One Philox-4x32-10 draw: the first of its four words. */
-static uint32_t first_word(uint64_t seed, const uint32_t counter[4])
-{
-    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int i = 0; i < 10; i++) {
-        uint64_t a = (uint64_t)ROUND_A * c0, b = (uint64_t)ROUND_B * c2;
-        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)b;
-        c3 = (uint32_t)a;
-        k0 += WEYL_A;
-        k1 += WEYL_B;
-    }
-    return c0;
-}
 
 #define LANES_FILE "fbank/native_lanes.h"
 #include "../native.h"

@@ -12,8 +12,8 @@ from kernels.fbank.reference import FbankSettings
 from kernels.native import Library
 
 LIBRARY = Library(
-    Path(__file__).parent, ("native.c", "native_lanes.h", "../native.h"), ("fbank", "normalise")
-)  # fmt: skip
+    Path(__file__).parent, ("native.c", "native_lanes.h", "../philox.h", "../native.h"), ("fbank", "normalise")
+)
 
 
 class _Fbank(ctypes.Structure):

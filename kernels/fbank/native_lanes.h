@@ -245,8 +245,9 @@ static void NAME(normalise)(const void *job, int64_t task, float *scratch)
             cells[i] = (cells[i] - mean) / divisor;
         return;
     }
-    const uint32_t counter[4] = {NOISE_COUNTER, 0, (uint32_t)w->epoch, (uint32_t)w->tickets[b]};
-    const float scale = (float)(first_word(w->seed, counter) >> 8) * 0x1p-24f / NOISE_SCALE;
+    uint32_t clip[4] = {NOISE_COUNTER, 0, (uint32_t)w->epoch, (uint32_t)w->tickets[b]};
+    philox(w->seed, clip);
+    const float scale = (float)(clip[0] >> 8) * 0x1p-24f / NOISE_SCALE;
     uint32_t *words = (uint32_t *)scratch;
     for (int64_t at = 0; at < n; at += 4 * BLOCKS) {
         const int64_t first = 1 + (begin + at) / 4, some = n - at < 4 * BLOCKS ? n - at : 4 * BLOCKS;

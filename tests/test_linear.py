@@ -1,0 +1,162 @@
+"""A linear layer's product: gradients in C against float64, rows, threads, types, widths, refusals."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import dispatch
+from kernels.linear import native, reference
+
+needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"linear=native: {native.refuses()}.")
+SHAPES = [((1,), 32, 32), ((7,), 64, 96), ((3, 3), 32, 192), ((64,), 192, 64), ((2, 65), 96, 32), ((1, 391), 64, 160)]
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Outputs start as NaN."""
+    monkeypatch.setattr(torch, "empty", lambda size, **how: torch.full(size, float("nan"), **how))
+
+
+def made(rows, K, N, seed=0):
+    """x and a weight for the result, both what bfloat16 holds, and the layer's weight in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    x, grad = (torch.randn(*rows, width, generator=generator).bfloat16() for width in (K, N))
+    return x, grad, torch.randn(N, K, generator=generator)
+
+
+def run(call, x, grad, weight):
+    """(result, gradient of x, gradient of the weight)."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    out = call(x, weight)
+    return out.detach(), *torch.autograd.grad(out, (x, weight), grad.to(out.dtype))
+
+
+def autocast(x, weight):
+    """The reference as a step has it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return reference.linear(x, weight)
+
+
+@needs_native
+@pytest.mark.parametrize(("rows", "K", "N"), SHAPES)
+def test_in_c_by_the_2x_rule(rows, K, N, poison):
+    """The weight in float32, rounded on the way, as autocast has it; its gradient in float32."""
+    x, grad, weight = made(rows, K, N)
+    exact = run(reference.linear, x.double(), grad.double(), weight.bfloat16().double())
+    ours, plain = run(native.linear, x, grad, weight), run(autocast, x, grad, weight)
+    for name, wanted, found, theirs in zip(("out", "x", "weight"), exact, ours, plain, strict=True):
+        assert found.dtype == theirs.dtype, name
+        assert found.shape == wanted.shape, name
+        unit = 2.0 ** (torch.frexp(wanted.abs().max()).exponent - 8)  # of the last place in bfloat16
+        error, allowed = ((t.double() - wanted).abs().max() for t in (found, theirs))
+        assert error <= 2 * allowed + unit, name
+    assert torch.equal(ours[0], plain[0])  # PyTorch's own
+    # Sums of float32 that are not rounded to bfloat16. Seen: 6e-7 of the largest.
+    assert (ours[2] - exact[2]).abs().max() <= 5e-6 * exact[2].abs().max()
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_in_c_rows_have_the_same_bits_in_any_batch_and_on_any_threads(threads):
+    x, grad, weight = made((5, 131), 96, 160)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = run(native.linear, x, grad, weight)
+    finally:
+        torch.set_num_threads(before)
+    alone = run(native.linear, x, grad, weight)
+    assert all(map(torch.equal, whole, alone))
+    for row in (0, 63, 64, 127, 128, 130):
+        own = (slice(2, 3), slice(row, row + 1))
+        assert torch.equal(run(native.linear, x[own], grad[own], weight)[1], whole[1][own])
+    turned = run(native.linear, x[..., :64], grad[..., 32:128], weight[32:128, :64])  # the wider is K, or N
+    wide = run(native.linear, grad[..., 32:128], x[..., :64], weight[32:128, :64].T)
+    assert torch.equal(turned[2], wide[2].T)
+
+
+@needs_native
+def test_in_c_many_rows_add_up():
+    """4,100 rows, the last of them beside zeros: the weight's gradient stays within float32's rounding."""
+    x, grad, weight = made((4101,), 64, 32)
+    exact = grad.double().T @ x.double()
+    found = run(native.linear, x, grad, weight)[2]
+    assert (found - exact).abs().max() <= 1e-6 * (grad.double().abs().T @ x.double().abs()).max()
+
+
+@needs_native
+def test_in_c_types_strides_and_what_is_not_wanted(poison):
+    x, grad, weight = made((9, 12), 64, 32)
+    whole = run(native.linear, x, grad, weight)
+    narrow = run(native.linear, x, grad, weight.bfloat16())
+    assert torch.equal(narrow[0], whole[0])
+    assert torch.equal(narrow[1], whole[1])
+    assert torch.equal(narrow[2], whole[2].bfloat16())
+    finer = (x.float() * 1.0001).requires_grad_()
+    rounded = native.linear(finer, weight)
+    assert torch.equal(rounded, reference.linear(finer.bfloat16(), weight.bfloat16()))
+    assert torch.equal(torch.autograd.grad(rounded, finer, grad)[0], whole[1].float())
+    views = run(native.linear, x.mT.contiguous().mT, grad[:1, :1].expand(9, 12, -1), weight.T.contiguous().T)
+    assert all(map(torch.equal, views, run(native.linear, x, grad[:1, :1].expand(9, 12, -1).contiguous(), weight)))
+    frozen = native.linear(x, weight.requires_grad_())
+    assert torch.equal(torch.autograd.grad(frozen, weight, grad)[0], whole[2])
+    given = x.detach().requires_grad_()
+    assert torch.equal(torch.autograd.grad(native.linear(given, weight.detach()), given, grad)[0], whole[1])
+    out, d_x, d_weight = run(native.linear, x[:0], grad[:0], weight)
+    assert out.shape == (0, 12, 32)
+    assert d_x.shape == (0, 12, 64)
+    assert not d_weight.any()
+
+
+@needs_native
+def test_in_c_nan_stays_in_its_row():
+    x, grad, weight = made((20,), 32, 64)
+    clean = run(native.linear, x, grad, weight)
+    x[17, 5], grad[3, 6] = float("nan"), float("inf")
+    out, d_x, d_weight = run(native.linear, x, grad, weight)
+    other = torch.arange(20) != 17
+    assert out[17].isnan().all()
+    assert torch.equal(out[other], clean[0][other])
+    other = torch.arange(20) != 3
+    assert torch.equal(d_x[other], clean[1][other])
+    assert not d_x[3].isfinite().any()
+    assert d_weight[:, 5].isnan().all()
+
+
+@needs_native
+@pytest.mark.parametrize(("K", "N"), [(48, 32), (32, 12), (7, 5)])
+def test_other_widths_go_by_the_reference(K, N):
+    x, grad, weight = made((4, 5), K, N)
+    dispatch.use_fused(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(kernels.linear, x, grad, weight)
+    assert all(map(torch.equal, found, run(autocast, x, grad, weight)))
+    assert dispatch.in_use() == {"linear": "native"}
+
+
+def test_shapes_are_checked():
+    for x, weight in (
+        (torch.zeros(3, 4), torch.zeros(4, 3)),
+        (torch.zeros(()), torch.zeros(2, 1)),
+        (torch.zeros(4),) * 2,
+    ):
+        with pytest.raises(ValueError, match=r"x \(\.\.\., K\) takes a weight \(N, K\)"):
+            kernels.linear(x, weight)
+
+
+def test_refusals_say_why(monkeypatch):
+    refuses = next(b for b in dispatch.TABLE["linear"] if b.name == "native").refuses
+    assert refuses("cuda", "bfloat16") == "it is C for the CPU; the tensors are on cuda"
+    assert refuses("cpu", "float32") == "it computes in bfloat16; the tensors are float32"
+    monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: None)
+    for answers, reason in (
+        ({"bfloat16": False, "tiles": False}, "the processor has no AVX512-BF16"),
+        ({"bfloat16": True, "tiles": True}, "the processor has AMX, which PyTorch's own products use"),
+        ({"bfloat16": True, "tiles": False}, None),
+    ):
+        monkeypatch.setattr(type(native.LIBRARY), "asks", lambda library, name, answers=answers: answers[name])
+        assert refuses("cpu", "bfloat16") == reason
+    monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: "it is not built: ...")
+    assert refuses("cpu", "bfloat16") == "it is not built: ..."
+    dispatch.use_fused(True)
+    assert dispatch.select("linear", "cpu", "bfloat16").name == "reference"
