@@ -25,6 +25,9 @@ MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z0-9]*MMA"}
 MEL_BINS = 128
 FRAMES = 1000  # of a clip, in the paper's FFTP runs on AudioSet
 SCAN_STATES, SCAN_TAPS = 16, 4  # of every AuM
+# Of AuM-base: z is half of a projection's output, B and C are parts of another's.
+SCAN_SIZES = {"E": 1536, "S": SCAN_STATES, "stride_u": 1536, "stride_delta": 1536, "stride_z": 3072}
+SCAN_SIZES |= {"stride_B": 80, "stride_C": 80}
 WIDTHS = (768, 384, 192)  # of its sizes
 GRIDS = {"(128, 10)/4": (10, 128, 4, 128), "(128, 50)/10": (50, 128, 10, 128), "(16, 16)/10": (16, 16, 10, 10)}
 _DIVISIBLE = [["tt.divisibility", 16]]  # what a launch promises by itself for pointers and multiples of 16
@@ -324,7 +327,7 @@ def _gelu_cases():
 
 
 def _selective_scan_cases(arch):
-    from kernels.selective_scan import kernel
+    from kernels.selective_scan import forward_kernel, kernel
 
     typed = (
         "grad_ptr",
@@ -341,7 +344,7 @@ def _selective_scan_cases(arch):
     constants = {"REVERSE": False, "CHUNK": kernel.CHUNK, "INTERPRETED": False, "BLOCK_S": SCAN_STATES}
     divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
     for name, operation, function, kept in (
-        ("scan", "scan", kernel._forward_kernel, (True, False)),
+        ("scan", "scan", forward_kernel._forward_kernel, (True, False)),
         ("scan backward", "scan_backward", kernel._backward_kernel, (None,)),
     ):
         at = kernel.BLOCKS[operation, arch]
@@ -349,14 +352,15 @@ def _selective_scan_cases(arch):
         for dtype in ("bf16", "fp16", "fp32"):
             for two in (True, False):
                 for keep in kept if dtype == "bf16" else kept[:1]:
-                    flags = constants | {"TWO": two, "BLOCK_E": at.channels} | ({} if keep is None else {"KEEP": keep})
+                    flags = constants | {"TWO": two, "BLOCK_E": at.channels}
+                    flags |= {} if keep is None else SCAN_SIZES | {"KEEP": keep}
                     yield Case(
                         kernel=name,
                         config=f"{dtype}, {'both ways' if two else 'one way'}{', no states kept' * (keep is False)}",
                         function=function,
                         types=_numbers(function, flags) | pointers | {a: f"*{dtype}" for a in typed if a in pointers},
                         constants=flags,
-                        divisible=divisible,
+                        divisible=[a for a in divisible if a not in flags],
                         options={"num_warps": at.warps},
                     )
     at = kernel.BLOCKS["conv", arch]
@@ -401,6 +405,7 @@ def _chunked_scan_cases(arch):
         for dtype in dtypes:
             for two in (True, False):
                 constants = ways | flags | {"TWO": two}
+                constants |= SCAN_SIZES if function is chunked_kernel._outputs_kernel else {}
                 pointers = dict.fromkeys(_pointers(function), "*fp32")
                 yield Case(
                     kernel=name,
@@ -408,7 +413,7 @@ def _chunked_scan_cases(arch):
                     function=function,
                     types=_numbers(function, constants) | pointers | {a: f"*{dtype}" for a in typed if a in pointers},
                     constants=constants,
-                    divisible=[a for a in divisible if a in function.arg_names],
+                    divisible=[a for a in divisible if a in function.arg_names and a not in constants],
                     options={"num_warps": warps},
                 )
 

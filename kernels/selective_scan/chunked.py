@@ -63,7 +63,7 @@ def scan(
     )  # fmt: skip
     kernel._outputs_kernel[(programs,)](
         *inputs, out, sums, starts,
-        *strides, batch, L, E, S, chunks, **constants, num_warps=at.warps,
+        batch, L, chunks, *strides, E, S, **constants, num_warps=at.warps,
     )  # fmt: skip
     return out
 

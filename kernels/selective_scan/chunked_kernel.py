@@ -7,11 +7,11 @@ more, from the state that it really starts with. Every exponential of the scan i
 import triton
 import triton.language as tl
 
+from kernels.selective_scan.forward_kernel import _forward_pass
 from kernels.selective_scan.kernel import (
     _SIZES,
     LOG2E,
     _exp2,
-    _forward_pass,
     _load,
     _softplus_sigmoid,
     _split,
@@ -169,8 +169,9 @@ def _carry_kernel(
 @triton.jit(do_not_specialize=_SIZES)
 def _outputs_kernel(
     u_ptr, delta_ptr, A_ptr, A_backward_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr, starts_ptr,
-    stride_u, stride_delta, stride_B, stride_C, stride_z,
-    B, L, E, S, chunks,
+    B, L, chunks,
+    stride_u: tl.constexpr, stride_delta: tl.constexpr, stride_B: tl.constexpr, stride_C: tl.constexpr,
+    stride_z: tl.constexpr, E: tl.constexpr, S: tl.constexpr,
     TWO: tl.constexpr, REVERSE: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -180,22 +181,23 @@ def _outputs_kernel(
     Source: reference.py.
     """
     blocks = tl.cdiv(E, BLOCK_E)
-    e = tl.program_id(0) % blocks * BLOCK_E + tl.arange(0, BLOCK_E)
-    s = tl.arange(0, BLOCK_S)
+    first_e = tl.program_id(0) % blocks * BLOCK_E
     chunk = (tl.program_id(0) // blocks).to(tl.int64)
     token = chunk % chunks * CHUNK
     first, length = chunk // chunks * L + token, tl.minimum(L - token, CHUNK)
     starts_ptr += chunk * E * S
     _forward_pass(
         u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr, starts_ptr,
-        stride_u, stride_delta, stride_B, stride_C, stride_z, first, e, s, length, E, S,
-        REVERSE, True, not TWO, False, True, CHUNK, INTERPRETED,
+        stride_u, stride_delta, stride_B, stride_C, stride_z,
+        first, first_e, length, E, S,
+        REVERSE, True, not TWO, False, True, CHUNK, INTERPRETED, BLOCK_E, BLOCK_S,
     )  # fmt: skip
     if TWO:
         tl.debug_barrier()  # the other direction's threads read what these wrote
         _forward_pass(
             u_ptr, delta_ptr, A_backward_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, sum_ptr,
             starts_ptr + B.to(tl.int64) * chunks * E * S,
-            stride_u, stride_delta, stride_B, stride_C, stride_z, first, e, s, length, E, S,
-            not REVERSE, False, True, False, True, CHUNK, INTERPRETED,
+            stride_u, stride_delta, stride_B, stride_C, stride_z,
+        first, first_e, length, E, S,
+            not REVERSE, False, True, False, True, CHUNK, INTERPRETED, BLOCK_E, BLOCK_S,
         )  # fmt: skip

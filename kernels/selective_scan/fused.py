@@ -7,7 +7,7 @@ import torch
 import triton
 from triton import knobs
 
-from kernels.selective_scan import kernel
+from kernels.selective_scan import forward_kernel, kernel
 from kernels.selective_scan.kernel import Block
 
 
@@ -60,9 +60,9 @@ def scan(
     # Where there are two directions, the first leaves its sums here for the second.
     sums = torch.empty((batch, L, E), dtype=torch.float32, device=u.device) if two else out
     inputs, strides = _inputs(u, delta, A, B, C, D, z, delta_bias, A_backward)
-    kernel._forward_kernel[(batch * triton.cdiv(E, at.channels),)](
+    forward_kernel._forward_kernel[(batch * triton.cdiv(E, at.channels),)](
         *inputs, out, sums, states,
-        *strides, batch, L, E, A.shape[1], _chunks(L),
+        batch, L, _chunks(L), *strides, E, A.shape[1],
         TWO=two, REVERSE=reverse, KEEP=keep, **_constants(at, A), num_warps=at.warps,
     )  # fmt: skip
     return out, states
@@ -251,6 +251,8 @@ def _constants(at, A):
 
 def _inputs(u, delta, A, B, C, D, z, delta_bias, A_backward):
     """The inputs as both kernels take them, and the strides between the rows of u, delta, B, C and z."""
+    if B.dtype != C.dtype:  # a row of both is loaded at once
+        B, C = B.float(), C.float()
     (u, delta, B, C, z), strides = zip(*(_rows(t) for t in (u, delta, B, C, z)), strict=True)
     A, D, delta_bias = A.contiguous(), D.contiguous(), delta_bias.contiguous()
     A_backward = A if A_backward is None else A_backward.contiguous()
