@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from fftp import audio
+from fftp.ast_model import ASTConfig
 from fftp.aum_model import AuMConfig
 from fftp.checkpoint import CheckpointConfig
 from fftp.errors import UserError
@@ -166,7 +167,11 @@ def _checked(samples):
 
 def why_window(config: CheckpointConfig) -> str | None:
     """Why a model needs its whole window at once, or None for one that carries a state on."""
-    model = config.model
+    return why_not_carried(config.model, config.front_end.fit)
+
+
+def why_not_carried(model: ASTConfig | AuMConfig, fit: str) -> str | None:
+    """`why_window` of a model's configuration, with its front end's fit."""
     if not isinstance(model, AuMConfig):
         return "attention compares all of its window"
     if model.directions != "none":
@@ -177,7 +182,7 @@ def why_window(config: CheckpointConfig) -> str | None:
         return f"its class token stands in the {model.place} of the window and hears nothing behind it"
     if model.positions != "none":
         return "its positions end with the window"
-    if config.front_end.fit != "pad":
+    if fit != "pad":
         return "it was trained on stretched clips"
     return None
 
