@@ -44,8 +44,8 @@ class Stream:
     """A classifier that hears samples as they come and answers every hop.
 
     hop: seconds, a whole number of the front end's frames (10 ms). rate: of the samples, Hz; None is the model's own.
-    carry: False for a sliding window also where a state could be carried on: a model that was trained on single clips has
-    never heard one word after another, and may not forget the first (LOG.md).
+    carry: False for a sliding window also where a state could be carried on: a model that was trained on single clips, without
+    --lead, has never heard one word after another, and may not forget the first (LOG.md).
     carried: whether the model carries a state on (`Carried`) or is run anew on a sliding window (`Sliding`); then
     why_window says why, and window how long it is, seconds. shortest: seconds of sound that an answer takes. Raises UserError.
 
