@@ -1,7 +1,8 @@
 """Augmentation with its settings: what is drawn, where it is applied, and in which order.
 
 Order (AST's): gain, mixup (waveform) -> log-mel, padded -> roll -> masks -> normalise -> noise. What AST does not have comes
-last among the waveforms: playing speed and shift, then background noise. Every draw is keyed by (seed, epoch, ticket), see
+last among the waveforms: playing speed and shift, then background noise; and other clips in front, when all else is done
+(`fftp.lead`). Every draw is keyed by (seed, epoch, ticket), see
 `kernels.philox`; nothing here has a state.
 """
 
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 
 import kernels
-from fftp import perturb
+from fftp import lead, perturb
 from fftp.patching import PatchGrid, least_covered
 from kernels import draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Masks, mixup, roll, noise, gain, shift, speed and background; sizes in frames and mel bins.
+    """Masks, mixup, roll, noise, gain, shift, speed, background and lead; sizes in frames and mel bins.
 
     mask_fill: "mean" of the clip's log-mel (SpecMask) or "zero" in log-mel units (AST's SpecAugment, which is louder than
     average); "default" is each mask's own. mask_mean: the mean over all cells, padding included, or over "valid" frames.
@@ -47,10 +48,13 @@ class AugmentSettings:
     background_snr_min: float = 5.0  # clip over background noise, dB, at least
     background_snr_max: float = 30.0  # and at most
     keep_tokens: int = 0  # patches that training's encoder takes, those that masks cover least; 0 is all
+    lead: float = 0.0  # probability that a clip has other clips in front of it, for a model that carries its state on
+    lead_clips: int = 1  # how many at the most; where in them the sound begins is drawn
 
 
 class Augment:
-    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept`."""
+    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept` and
+    `lead_patches`."""
 
     def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int, grid: PatchGrid | None = None):
         self.settings, self.seed, self.T, self.F, self.grid = settings, seed, T, F, grid
@@ -67,6 +71,27 @@ class Augment:
         """`mixup`'s (mixed, partner) as arrays on the host, or None where mixup is off."""
         s = self.settings
         return draws.mixup_partners(self.seed, epoch, tickets, s.mixup, n) if s.mixup else None
+
+    def with_leads(self, positions, tickets, epoch, n: int):
+        """Clips `[B]` of n and their tickets, and behind them the clips in front of them, as `fftp.lead.in_a_row` takes them:
+        `[(1 + clips) B]` each, arrays or tensors as given. What stands in front is augmented by tickets of its own."""
+        s = self.settings
+        if s.lead == 0:
+            return positions, tickets
+        here = isinstance(positions, torch.Tensor)
+        draw, join = (draws.lead_clips, torch.cat) if here else (draws.lead_clips_numpy, np.concatenate)
+        before = draw(self.seed, epoch, tickets, positions, s.lead_clips, n)
+        own = [tickets + (1 + j) * lead.TICKETS for j in range(s.lead_clips)]
+        return join([positions, before.reshape(-1)]), join([tickets, *own])
+
+    def lead_patches(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
+        """Patches `[B]` that each clip has in front of it, or None where no clip has any."""
+        s = self.settings
+        return (
+            draws.draw_lead(self.seed, epoch, tickets, s.lead, lead.longest(self.grid, s.lead_clips))
+            if s.lead
+            else None
+        )
 
     def gain(self, epoch: int, tickets: torch.Tensor) -> torch.Tensor | None:
         """Factors `[B]` for the waveforms, or None."""

@@ -222,14 +222,42 @@ class AuM(nn.Module, Pretrained):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """The class token after the last norm, `[B, D]`. keep: as in `AST.features`."""
+    def features(
+        self, log_mel: torch.Tensor, keep: torch.Tensor | None = None, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The class token after the last norm, `[B, D]`. keep: as in `AST.features`; ends: as in `_ending_at`."""
+        if ends is not None:
+            return self._ending_at(log_mel, ends)
         at = self.embed.place if keep is None else self.embed.place_among(keep.shape[1])
         x, residual = self.embed(log_mel, keep=keep), None
         with ranges.range("encoder"):
             for layer in self.layers:
                 x, residual = layer(x, residual)
         return self._last_norm(x[:, at], residual[:, at])
+
+    def _ending_at(self, log_mel, ends):
+        """Features `[B, D]` of the first `ends` patches of each clip, int64 `[B]`: the class token stands behind them, and what
+        comes later is not heard. log_mel `[B, T, F]` may be of any length. Raises ValueError for a model that hears what comes
+        later, or that has learned positions.
+        """
+        grid, c = self.config.grid, self.config
+        if (c.directions, c.place, c.positions, grid.n_f) != ("none", "end", "none", 1):
+            raise ValueError(
+                'clips end where they like with directions "none", place "end", positions "none" and full-frequency '
+                f'patches alone, not with "{c.directions}", "{c.place}", "{c.positions}" and {grid.n_f} bands'
+            )
+        k, token = (log_mel.shape[1] - grid.pt) // grid.st + 1, self.embed.class_token
+        with ranges.range("embed"):
+            x = kernels.patch_embed(
+                log_mel, self.embed.weight, self.embed.bias, (grid.st, grid.sf), None, token, k
+            )  # (B, k + 1, D)
+            stands = (torch.arange(k + 1, device=x.device) == ends[:, None])[:, :, None]
+            x, residual = torch.where(stands, token.to(x.dtype), x), None
+        with ranges.range("encoder"):
+            for layer in self.layers:
+                x, residual = layer(x, residual)
+        # A sum with one number in it: a gather's gradient has no fixed order on a GPU.
+        return self._last_norm(*(torch.where(stands, t, 0).sum(1) for t in (x, residual)))
 
     def _last_norm(self, x, residual):
         """Features `[B, D]` in the residual stream's type, autocast or not."""
@@ -240,8 +268,10 @@ class AuM(nn.Module, Pretrained):
         with ranges.range("head"):
             return self.head(features)
 
-    def forward(self, log_mel: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-        return self.classify(self.features(log_mel, keep))
+    def forward(
+        self, log_mel: torch.Tensor, keep: torch.Tensor | None = None, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.classify(self.features(log_mel, keep, ends))
 
     def start(self, batch: int) -> AuMState:
         """The state before the first patch of `batch` clips, for `step`.

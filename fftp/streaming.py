@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from fftp import audio
+from fftp.ast_model import ASTConfig
 from fftp.aum_model import AuMConfig
 from fftp.checkpoint import CheckpointConfig
 from fftp.errors import UserError
@@ -43,8 +44,8 @@ class Stream:
     """A classifier that hears samples as they come and answers every hop.
 
     hop: seconds, a whole number of the front end's frames (10 ms). rate: of the samples, Hz; None is the model's own.
-    carry: False for a sliding window also where a state could be carried on: a model that was trained on single clips has
-    never heard one word after another, and may not forget the first (LOG.md).
+    carry: False for a sliding window also where a state could be carried on: a model that was trained on single clips, without
+    --lead, has never heard one word after another, and may not forget the first (LOG.md).
     carried: whether the model carries a state on (`Carried`) or is run anew on a sliding window (`Sliding`); then
     why_window says why, and window how long it is, seconds. shortest: seconds of sound that an answer takes. Raises UserError.
 
@@ -166,7 +167,11 @@ def _checked(samples):
 
 def why_window(config: CheckpointConfig) -> str | None:
     """Why a model needs its whole window at once, or None for one that carries a state on."""
-    model = config.model
+    return why_not_carried(config.model, config.front_end.fit)
+
+
+def why_not_carried(model: ASTConfig | AuMConfig, fit: str) -> str | None:
+    """`why_window` of a model's configuration, with its front end's fit."""
     if not isinstance(model, AuMConfig):
         return "attention compares all of its window"
     if model.directions != "none":
@@ -177,7 +182,7 @@ def why_window(config: CheckpointConfig) -> str | None:
         return f"its class token stands in the {model.place} of the window and hears nothing behind it"
     if model.positions != "none":
         return "its positions end with the window"
-    if config.front_end.fit != "pad":
+    if fit != "pad":
         return "it was trained on stretched clips"
     return None
 

@@ -1,4 +1,4 @@
-"""What is drawn for a sample besides its masks: order, roll, gain, mixup, shift, speed, noises. All keyed, see
+"""What is drawn for a sample besides its masks: order, roll, gain, mixup, shift, speed, noises, lead. All keyed, see
 `kernels.philox`.
 
 Arguments have the same meaning everywhere: seed, a 64-bit integer (or one-element int64 tensor); epoch, an integer (or
@@ -110,6 +110,26 @@ def coloured_noise(seed: int) -> np.ndarray:
     fall = np.where(frequency >= LOWEST, frequency ** (-0.5 * np.array(COLOURS)[:, None]), 0.0)
     shaped = np.fft.irfft(np.fft.rfft(white) * fall, COLOURED)
     return (shaped / np.sqrt(np.square(shaped).mean(1, keepdims=True))).astype(np.float32)
+
+
+def draw_lead(seed, epoch, tickets: torch.Tensor, probability: float, most: int) -> torch.Tensor:
+    """Patches of other sound in front of each clip, int64 `[B]`: 0, or with the probability uniform on 1..most."""
+    a, b, _, _ = keyed.philox(seed, keyed.LEAD << 16, 0, epoch, tickets)
+    return torch.where(keyed.passes(a, probability), 1 + keyed.below(b, most), 0)
+
+
+def lead_clips(seed, epoch, tickets: torch.Tensor, own: torch.Tensor, clips: int, n: int) -> torch.Tensor:
+    """The clips that stand in front of clips `own` `[B]` of 0..n-1, int64 `[clips, B]`, the nearest first; none of them is
+    the clip itself unless it is the only one."""
+    shapes = 1 + torch.arange(clips, device=tickets.device)[:, None]
+    a, _, _, _ = keyed.philox(seed, keyed.LEAD << 16, shapes, epoch, tickets)
+    return (own + 1 + keyed.below(a, n - 1)) % n
+
+
+def lead_clips_numpy(seed: int, epoch: int, tickets: np.ndarray, own: np.ndarray, clips: int, n: int) -> np.ndarray:
+    """`lead_clips` on the host, for what is gathered there."""
+    a, _, _, _ = keyed.philox_numpy(seed, keyed.LEAD << 16, 1 + np.arange(clips)[:, None], epoch, tickets)
+    return (own + 1 + ((a.astype(np.int64) * (n - 1)) >> 32)) % n
 
 
 def draw_noise(seed, epoch, tickets: torch.Tensor, T: int, F: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ _WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85  # what each round adds to the key
 
 # Purposes are appended, never renumbered: a number is part of what a seed means.
 SHUFFLE, CROP, ROLL, GAIN, MIXUP, LAMBDA, NOISE, SPEC_MASK, SPEC_AUGMENT, DROP_PATH, BALANCED = range(11)
-SHIFT, SPEED, BACKGROUND = range(11, 14)
+SHIFT, SPEED, BACKGROUND, LEAD = range(11, 15)
 
 _BLOCK = 16384  # counters at a time: nine int64 buffers of this length stay in a core's second-level cache
 

@@ -214,6 +214,7 @@ def test_flags_in_code_spans_exist(path):
         "--only",
         "--baseline",
         "--scores",
+        "--in-a-row",
     }
     other |= {"--trace", "--output", "--report", "--nvtx-include", "--set", "--launch-count", "--export"}  # Nsight's
     spans = re.findall(r"```.*?```|`[^`]+`", path.read_text(), flags=re.DOTALL)

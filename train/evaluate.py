@@ -2,7 +2,7 @@
 
 Flags are those of train.run that say where data lies (--data, --data-root, --csv ..., --skip-bad-files, --device, --precision,
 --fused); what is not given is as in the run that trained the model. --scores keeps what was said of each clip in the run's
-folder, scores_SPLIT.npz, for `python -m fftp.report`.
+folder, scores_SPLIT.npz, for `python -m fftp.report`. --in-a-row N adds the accuracy of clips heard 1st to N-th in one stream.
 """
 
 import json
@@ -13,19 +13,22 @@ from pathlib import Path
 from fftp import checkpoint
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
+from fftp.predict import Classifier
 from kernels import dispatch
 from train import data, loop, machine, scored, settings
 from train.data.clips import SPLITS, check_classes, nearest
 from train.data.pack import pack
 from train.feed import Feed
+from train.running_sound import in_a_row
 from train.samples import source_of
 from train.step import Task
 
 
-def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False) -> dict:
+def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False, places: int | None = None) -> dict:
     """Figures of the checkpoint on a split: accuracy and balanced accuracy, or mAP, AUC and d'.
 
-    keep_scores: write the clips' scores into `path`, the folder of a run or of a checkpoint.
+    keep_scores: write the clips' scores into `path`, the folder of a run or of a checkpoint. places: also the accuracy at
+    so many places in one stream (`train.running_sound`).
 
     Raises UserError for a damaged checkpoint, other classes, or a split without clips.
     """
@@ -62,7 +65,12 @@ def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False)
             raise UserError(
                 f"--scores cannot write into {path} ({error.strerror}): copy the run's folder first."
             ) from None
-    return {"checkpoint": str(checkpoint.find(path)), "split": split, "clips": len(feed), **figures}
+    about = {"checkpoint": str(checkpoint.find(path)), "split": split, "clips": len(feed), **figures}
+    if places is None:
+        return about
+    classifier = Classifier(model, config, device.type, str(task.precision).removeprefix("torch."))
+    row, judged = in_a_row(classifier, packed, feed.indices, places)
+    return about | {"in_a_row": row, "clips_in_a_row": judged}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,27 +79,39 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         print(
-            "usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [--scores] [FLAGS OF train.run]"
+            "usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [--scores] [--in-a-row N] "
+            "[FLAGS OF train.run]"
         )
         return 0 if arguments else 2
     split = "test"
     try:
         dispatch.check_overrides()
-        if "--split" in arguments:
-            at = arguments.index("--split")
-            split = arguments[at + 1] if at + 1 < len(arguments) else ""
-            del arguments[at : at + 2]
+        split = _taken(arguments, "--split", split)
+        places = _taken(arguments, "--in-a-row", None)
+        if not (places is None or places.isdecimal()):
+            raise UserError(f"--in-a-row takes a whole number, how many clips one stream has, not {places!r}.")
         if split not in SPLITS:
             raise UserError(f"--split {split!r} is no split{nearest(split, SPLITS)}")
         keep = "--scores" in arguments[1:]
         flags = [word for word in arguments[1:] if word != "--scores"]
-        print(json.dumps(evaluate(arguments[0], split, flags, keep)))
+        figures = evaluate(arguments[0], split, flags, keep, None if places is None else int(places))
+        print(json.dumps(figures))
         return 0
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _taken(arguments, flag, default):
+    """What stands behind a flag, and both taken out of the arguments; an empty text where nothing does."""
+    if flag not in arguments:
+        return default
+    at = arguments.index(flag)
+    value = "".join(arguments[at + 1 : at + 2])
+    del arguments[at : at + 2]
+    return value
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import kernels
+from fftp import lead
 from fftp.ahead import one_ahead
 from fftp.augment import Augment
 from fftp.frontend import FrontEnd
@@ -21,12 +22,14 @@ from train.samples import Clips, Resident, Streamed, to_device
 @dataclass(frozen=True, eq=False)
 class Batch:
     """log_mel `[B, T, F]`, normalised; targets float32 `[B, C]`; indices of the clips in the pack, on the host (None where
-    the clips were named by a tensor); keep int64 `[B, K]`, the patches to look at (None for all)."""
+    the clips were named by a tensor); keep int64 `[B, K]`, the patches to look at (None for all). Under --lead log_mel is
+    `[B, T', F]`, rows with other clips in front, and ends int64 `[B]` says after how many patches each clip ends."""
 
     log_mel: torch.Tensor
     targets: torch.Tensor
     indices: np.ndarray | None
     keep: torch.Tensor | None = None
+    ends: torch.Tensor | None = None
 
 
 class Feed:
@@ -74,20 +77,22 @@ class Feed:
     ) -> Batch:
         """Clips with the augmentation of their tickets in this epoch.
 
-        gathered: the clips, and behind them their partners in mixup, where they have been fetched already. positions and
-        tickets `[B]` and epoch `[1]` may be int64 tensors on the device, for a CUDA graph that reads them anew each time;
-        where samples are streamed, gathered has to be given then.
+        gathered: the clips, behind them those that stand in front of them under --lead, and behind all these their
+        partners in mixup, where they have been fetched already. positions and tickets `[B]` and epoch `[1]` may be int64
+        tensors on the device, for a CUDA graph that reads them anew each time; where samples are streamed, gathered has to
+        be given then.
         """
         with ranges.range("load"):
-            ticket = self._here(tickets)
+            every, ticket = augment.with_leads(positions, tickets, epoch, len(self))
+            ticket = self._here(ticket)
             drawn = augment.mixup(epoch, ticket, len(self))
             if gathered is not None:
                 clips = self.source.arrived(gathered)
             elif isinstance(self.source, Resident):
-                clips = self._looked_up(positions, drawn)
+                clips = self._looked_up(every, drawn)
             else:
                 clips = self.source.arrived(self._gathered(positions, tickets, epoch, augment))
-        B = len(positions)
+        B = len(every)
         start, length, targets = clips.start[:B], clips.length[:B], clips.labels[:B]
         partner = None
         if drawn is not None:
@@ -106,7 +111,11 @@ class Feed:
             keep = augment.kept(augment.mask(log_mel, valid, epoch, ticket, roll))
             self.front_end.normalise(log_mel, augment.noise(epoch, ticket))
         indices = None if isinstance(positions, torch.Tensor) else self.indices[positions]
-        return Batch(log_mel, targets, indices, keep)
+        patches = augment.lead_patches(epoch, ticket[: len(positions)])
+        if patches is None:
+            return Batch(log_mel, targets, indices, keep)
+        rows = lead.in_a_row(log_mel, patches, augment.grid)
+        return Batch(rows, targets[: len(positions)], indices, None, augment.grid.N + patches)
 
     def evaluation(self, batch_size: int, span: slice = slice(None)) -> Iterator[Batch]:
         """The split in its own order, or a span of it, `plain`; where samples are streamed, gathered one batch ahead."""
@@ -155,7 +164,8 @@ class Feed:
         return self.source.clips(torch.cat([own, torch.where(mixed, self._numbers[partner], own)]), self.W)
 
     def _gathered(self, positions, tickets, epoch, augment):
-        """The same from the host, with the partners drawn there, so that nothing waits for the device."""
+        """The same from the host, with all that is drawn drawn there, so that nothing waits for the device."""
+        positions, tickets = augment.with_leads(positions, tickets, epoch, len(self))
         own = self.indices[positions]
         drawn = augment.partners(epoch, tickets, len(self))
         if drawn is None:

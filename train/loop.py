@@ -86,7 +86,7 @@ class Trainer:
         self._refuse_broken(number)
         losses = losses.cpu()
         seconds = time.perf_counter() - started
-        rate, model = len(steps) * self.order.batch_size / seconds, self.task.config.model
+        rate, model = len(steps) * self.order.batch_size / seconds, step.trained(self.task)
         kept = self.task.settings.keep_tokens or None
         line = {
             "epoch": number + 1,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fftp import allocator, ast_model, aum_model, checkpoint, env, figures, run_folder
+from fftp import allocator, ast_model, aum_model, checkpoint, env, figures, lead, run_folder, streaming
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd, FrontEndSettings
 from fftp.patching import PatchGrid
@@ -98,6 +98,7 @@ def prepare(wanted: Settings, out: Path, saved: dict[str, Any] | None = None) ->
         torch.set_num_threads(saved["resolved"]["threads"])
     device = parallel.together(lambda: machine.device_of(wanted.device))
     check_geometry(wanted)
+    check_lead(wanted)
     if wanted.init and saved is None:  # before any data is read
         parallel.together(lambda: start.check(wanted.init, model_of(wanted, 1)))
     fbank = FbankSettings(n_mels=wanted.mels)
@@ -172,6 +173,15 @@ def check_geometry(wanted: Settings) -> PatchGrid:
     if wanted.keep_tokens > grid.N:
         raise UserError(f"--keep-tokens {wanted.keep_tokens}: there are {grid.N} patches, take as many or fewer.")
     return grid
+
+
+def check_lead(wanted: Settings) -> None:
+    """Raises UserError for other clips in front of a model that does not carry its state on."""
+    if wanted.lead and (reason := streaming.why_not_carried(model_of(wanted, 1), wanted.fit)):
+        raise UserError(
+            f"--lead is for a model that carries its state on, and this one does not, since {reason}: leave it out, or take "
+            "--recipe speechcommands/aum_streaming."
+        )
 
 
 def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, Any]:
@@ -310,6 +320,7 @@ def announce(task: Task, packed: Pack) -> None:
         f"{name}-{s.size}, {config.model.depth} layers: {parameters / 1e6:.2f} M parameters, "
         f"{config.model.macs().all / 1e9:.3f} GMAC a clip, {grid.N} patches ({shape}), mask {s.augment}"
         + (f", {s.keep_tokens} patches in training" if s.keep_tokens else "")
+        + (f", up to {lead.longest(grid, s.lead_clips)} more before {100 * s.lead:g} % in training" if s.lead else "")
     )
     print(
         f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"

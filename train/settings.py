@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fftp import lead
 from fftp.augment import AugmentSettings
 from fftp.errors import UserError
 
@@ -187,6 +188,9 @@ class Settings(AugmentSettings):
                 "--keep-tokens keeps the patches that masks cover least: add --augment specmask or specaugment, or leave it "
                 "out."
             )
+        _require(self, "lead_clips", 1 <= self.lead_clips <= lead.MOST, f"from 1 to {lead.MOST}")
+        if self.lead and self.keep_tokens:
+            raise UserError("--lead and --keep-tokens do not go together: leave one of them out.")
         _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
         _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
         for name in ("background_snr_min", "background_snr_max"):
@@ -199,6 +203,7 @@ class Settings(AugmentSettings):
         for name in (
             "mixup",
             "background",
+            "lead",
             "mask_full_share",
             "label_smoothing",
             "validation_share",

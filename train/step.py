@@ -7,7 +7,7 @@ CUDA graph (train.graph). Over several processes each works on its share of the 
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 
-from fftp import checkpoint
+from fftp import checkpoint, lead
 from fftp.augment import Augment
 from fftp.errors import UserError
 from kernels import ranges
@@ -45,6 +45,12 @@ class Task:
     @property
     def key_metric(self) -> str:
         return "map" if self.config.multi_label else "accuracy"
+
+
+def trained(task: Task):
+    """The model's configuration with the grid that a step runs it on: longer than its own under --lead."""
+    model, s = task.config.model, task.settings
+    return replace(model, grid=lead.grid_of(model.grid, s.lead_clips)) if s.lead else model
 
 
 def autocast(task: Task):
@@ -178,7 +184,8 @@ class Step:
         """Add a micro-batch's gradients; returns its part of the loss, detached."""
         task = self.task
         with autocast(task):
-            logits = self.forward(batch.log_mel, batch.keep)
+            ends = () if batch.ends is None else (batch.ends,)  # AST knows of none
+            logits = self.forward(batch.log_mel, batch.keep, *ends)
         loss = loss_of(logits, batch.targets, task.settings, task.config.multi_label)
         loss = loss * (len(batch.targets) / self.clips)
         with ranges.range("backward"):
