@@ -307,7 +307,8 @@ def choose(operation: str, tensor: torch.Tensor) -> Callable:
     The type that counts is the one computed in: autocast's where it is on.
     """
     device = tensor.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    mixed = tensor.is_floating_point() and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if mixed else tensor.dtype
     return getattr(_functions, _chosen(operation, device, str(dtype).removeprefix("torch.")))
 
 
