@@ -306,7 +306,7 @@ def _gelu_cases():
 
 
 def _selective_scan_cases(arch):
-    from kernels.selective_scan import kernel
+    from kernels.selective_scan import backward_kernel, kernel
 
     typed = (
         "grad_ptr",
@@ -324,14 +324,14 @@ def _selective_scan_cases(arch):
     divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
     for name, operation, function, kept in (
         ("scan", "scan", kernel._forward_kernel, (True, False)),
-        ("scan backward", "scan_backward", kernel._backward_kernel, (None,)),
+        ("scan backward", "scan_backward", backward_kernel._backward_kernel, (None,)),
     ):
         at = kernel.BLOCKS[operation, arch]
         pointers = dict.fromkeys(_pointers(function), "*fp32")
         for dtype in ("bf16", "fp16", "fp32"):
             for two in (True, False):
                 for keep in kept if dtype == "bf16" else kept[:1]:
-                    flags = constants | {"TWO": two, "BLOCK_E": at.channels} | ({} if keep is None else {"KEEP": keep})
+                    flags = constants | {"TWO": two, "BLOCK_E": at.channels} | ({"OVER_LANES": True} if keep is None else {"KEEP": keep})
                     yield Case(
                         kernel=name,
                         config=f"{dtype}, {'both ways' if two else 'one way'}{', no states kept' * (keep is False)}",
