@@ -327,7 +327,7 @@ def _gelu_cases():
 
 
 def _selective_scan_cases(arch):
-    from kernels.selective_scan import forward_kernel, kernel
+    from kernels.selective_scan import backward_kernel, forward_kernel, kernel
 
     typed = (
         "grad_ptr",
@@ -345,7 +345,7 @@ def _selective_scan_cases(arch):
     divisible = ("E", "S", "stride_u", "stride_delta", "stride_B", "stride_C", "stride_z")
     for name, operation, function, kept in (
         ("scan", "scan", forward_kernel._forward_kernel, (True, False)),
-        ("scan backward", "scan_backward", kernel._backward_kernel, (None,)),
+        ("scan backward", "scan_backward", backward_kernel._backward_kernel, (None,)),
     ):
         at = kernel.BLOCKS[operation, arch]
         pointers = dict.fromkeys(_pointers(function), "*fp32")
@@ -353,7 +353,7 @@ def _selective_scan_cases(arch):
             for two in (True, False):
                 for keep in kept if dtype == "bf16" else kept[:1]:
                     flags = constants | {"TWO": two, "BLOCK_E": at.channels}
-                    flags |= {} if keep is None else SCAN_SIZES | {"KEEP": keep}
+                    flags |= {"OVER_LANES": True} if keep is None else SCAN_SIZES | {"KEEP": keep}
                     yield Case(
                         kernel=name,
                         config=f"{dtype}, {'both ways' if two else 'one way'}{', no states kept' * (keep is False)}",

@@ -7,7 +7,7 @@ import torch
 import triton
 from triton import knobs
 
-from kernels.selective_scan import forward_kernel, kernel
+from kernels.selective_scan import backward_kernel, forward_kernel, kernel
 from kernels.selective_scan.kernel import Block
 
 
@@ -104,7 +104,7 @@ def scan_gradients(
     Sums over channels, clips and chunks are made from parts in a fixed order: the same bits every time.
     """
     batch, L, E = u.shape
-    S, two, device = A.shape[1], A_backward is not None, u.device
+    S, two, device, types = A.shape[1], A_backward is not None, u.device, (B.dtype, C.dtype)
     if not u.numel():
         return tuple(torch.zeros_like(t) for t in (u, delta, A, B, C, D, z, delta_bias, A if two else A[:0]))
     at = _block("scan_backward", u)
@@ -115,19 +115,24 @@ def scan_gradients(
 
     d_u, d_delta, d_z = (torch.empty((batch, L, E), dtype=t.dtype, device=device) for t in (u, delta, z))
     d_A = scratch(directions, batch, E, S)
-    d_B, d_C = (scratch(directions * blocks, batch, L, S) for _ in range(2))
+    block = _constants(at, A)
+    lanes = backward_kernel.over_lanes(block["BLOCK_S"], at, block["INTERPRETED"])
+    parts = directions * blocks * (at.channels // backward_kernel.LANES if lanes else 1)
+    d_B, d_C = (scratch(parts, batch, L, S) for _ in range(2))
     d_D, d_bias = (scratch(directions * batch * chunks, E) for _ in range(2))
-    of_pairs = scratch(batch * blocks, kernel.CHUNK // 2, at.channels, triton.next_power_of_2(S))
+    of_pairs = scratch(batch * blocks, kernel.CHUNK // 2, block["BLOCK_S"], at.channels)
     sums = scratch(3, batch, L, E) if two else d_u
+    if B.dtype != C.dtype:
+        B, C = B.float(), C.float()
     inputs, strides = _inputs(u, delta, A, B, C, D, z, delta_bias, A_backward)
-    kernel._backward_kernel[(batch * blocks,)](
+    backward_kernel._backward_kernel[(batch * blocks,)](
         grad.contiguous(), *inputs, states, of_pairs, sums, d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias,
         *strides, batch, L, E, S, chunks,
-        TWO=two, REVERSE=reverse, **_constants(at, A), num_warps=at.warps,
+        TWO=two, REVERSE=reverse, OVER_LANES=lanes, **block, num_warps=at.warps,
     )  # fmt: skip
     d_A = d_A.sum(1)
     return (
-        d_u, d_delta, d_A[0].clone(), d_B.sum(0).to(B.dtype), d_C.sum(0).to(C.dtype),
+        d_u, d_delta, d_A[0].clone(), d_B.sum(0).to(types[0]), d_C.sum(0).to(types[1]),
         # Thousands of terms: in float32 this sum would lose more than the scan does.
         d_D.sum(0, dtype=torch.float64).float(), d_z, d_bias.sum(0, dtype=torch.float64).float(),
         d_A[1].clone() if two else scratch(0, S),
