@@ -35,7 +35,9 @@ def _case(B, L, E, dtype, direction, device):
     if device == "cpu":
         peers["blocked"] = blocked.selective_scan
     else:
-        peers = {"mamba-ssm, two calls": _mamba, "associative_scan": _associative}
+        peers = {"mamba-ssm, two calls": _mamba}
+        if L <= 97 or not train:  # its backward over a long clip compiles for minutes
+            peers["associative_scan"] = _associative
         if L <= 97:
             peers["step by step"] = reference.selective_scan
             peers["compiled step by step"] = compiled(reference.selective_scan)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).parent
-MOST_PROCESSES = 5  # of one file's cases on a GPU: several files run beside each other
+MOST_PROCESSES = 3  # of one file's cases on a GPU: several files run beside each other
 
 
 def run_cases(name: str, config) -> int:
