@@ -1,7 +1,7 @@
 """The gradients of the selective scan in Triton; docs/INTERNALS.md has the drawing.
 
 A program owns one clip and a block of channels, a channel to a thread: its states, and the adjoint's, stand in that thread's
-registers, so that sums over states meet no other thread. Sums over channels, which do, are what `_over_lanes` is for.
+registers, so that sums over states meet no other thread. Sums over channels do: `_exchange` makes sixteen of them at once.
 """
 
 import triton
@@ -9,7 +9,6 @@ import triton.language as tl
 
 from kernels.patch_embed.kernel import _round
 from kernels.selective_scan.kernel import _SIZES, LN2, LOG2E, WIDEN_BFLOAT16, _exp2
-
 
 STATES = tl.constexpr(16)  # of the models: those that the exchange is for
 LANES = 32  # threads of a warp
@@ -26,7 +25,12 @@ def _exchange() -> str:
     In each round a thread keeps half of its numbers, gives the other half to the thread that keeps those, and adds what it
     gets: 16 exchanges for 16 sums, where summing each by itself takes 80.
     """
-    lines = [".reg .pred p;", ".reg .b32 lane, bit;", f".reg .f32 kept, sent, x<{STATES.value}>;", "mov.u32 lane, %laneid;"]
+    lines = [
+        ".reg .pred p;",
+        ".reg .b32 lane, bit;",
+        f".reg .f32 kept, sent, x<{STATES.value}>;",
+        "mov.u32 lane, %laneid;",
+    ]
     lines += [f"mov.f32 x{i}, ${i + STATES.value};" for i in range(STATES.value)]
     count = STATES.value
     while count > 1:
@@ -35,7 +39,11 @@ def _exchange() -> str:
         for i in range(count):
             lines += [f"selp.f32 kept, x{i + count}, x{i}, p;", f"selp.f32 sent, x{i}, x{i + count}, p;"]
             lines += [f"shfl.sync.bfly.b32 sent, sent, {count}, 0x1f, 0xffffffff;", f"add.f32 x{i}, kept, sent;"]
-    lines += [f"shfl.sync.bfly.b32 sent, x0, {STATES.value}, 0x1f, 0xffffffff;", "add.f32 x0, x0, sent;", "mov.b32 $0, x0;"]
+    lines += [
+        f"shfl.sync.bfly.b32 sent, x0, {STATES.value}, 0x1f, 0xffffffff;",
+        "add.f32 x0, x0, sent;",
+        "mov.b32 $0, x0;",
+    ]
     return "{ " + " ".join(lines + [f"mov.b32 ${i}, 0;" for i in range(1, STATES.value)]) + " }"
 
 
@@ -57,10 +65,13 @@ def _by_channels(index, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _reciprocal(x, INTERPRETED: tl.constexpr):
+def _divide(x, y, INTERPRETED: tl.constexpr):
+    """x / y by the approximate reciprocal, 0 where y is infinite; two units in the last place."""
     if INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return x / y
+    return x * tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -74,14 +85,14 @@ def _exp(x, INTERPRETED: tl.constexpr):
 @triton.jit
 def _sigmoid(x, INTERPRETED: tl.constexpr):
     """1 / (1 + exp(-x)); neither it nor x times it overflows."""
-    return _reciprocal(1.0 + _exp(-x, INTERPRETED), INTERPRETED)
+    return _divide(1.0, 1.0 + _exp(-x, INTERPRETED), INTERPRETED)
 
 
 @triton.jit
 def _softplus(x, INTERPRETED: tl.constexpr):
     """log(1 + exp(x)): log1p(e) = 2 atanh(e / (2 + e)) by its series, as e = exp(-|x|) is at most 1."""
     e = _exp(-tl.abs(x), INTERPRETED)
-    t = e * _reciprocal(2.0 + e, INTERPRETED)
+    t = _divide(e, 2.0 + e, INTERPRETED)
     square = t * t
     series = 0.2222222222 + square * (0.1818181818 + square * 0.17)
     series = 2.0 + square * (0.6666666667 + square * (0.4 + square * (0.2857142857 + square * series)))
@@ -163,7 +174,10 @@ def _over_channels(x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _put_over_channels(ptr, x, i, s, of_s, lane, part, L, S, BACKWARDS: tl.constexpr, OVER_LANES: tl.constexpr, INTERPRETED: tl.constexpr):
+def _put_over_channels(
+    ptr, x, i, s, of_s, lane, part, L, S,
+    BACKWARDS: tl.constexpr, OVER_LANES: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
     """Step i's row of d_B or d_C: `[BLOCK_S, BLOCK_E]` summed over channels, where OVER_LANES over each warp's 32."""
     at = ptr + _token(i, L, BACKWARDS) * S
     if OVER_LANES:
@@ -186,7 +200,9 @@ def _adjoint_step(
     adjoint += d_y[None, :] * C[:, None]
     d_gain = tl.sum(adjoint * B[:, None], 0)
     row = _token(i, L, BACKWARDS)
-    _put_over_channels(d_B_ptr, adjoint * gain[None, :], i, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED)
+    _put_over_channels(
+        d_B_ptr, adjoint * gain[None, :], i, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED
+    )
     adjoint *= _exp2(delta[None, :] * rate, INTERPRETED)
     d_power = adjoint * before  # d loss / d (delta_t A)
     d_A += d_power * delta[None, :]
@@ -250,23 +266,28 @@ def _backward_pass(
         # Along the chunk from its checkpoint: y for the gate's gradient, and the state at the start of each pair is kept.
         i = chunk * CHUNK
         end = tl.minimum(i + CHUNK, L)
+        tl.debug_barrier()  # the chunk before has been read
         state = tl.load(checkpoints_ptr + (b * chunks + chunk) * (E * S) + of_state, mask=is_state, other=0.0)
         d_D = tl.zeros(skip.shape, tl.float32)
         u0, raw0, z0, grad0, BC0 = _fetch(
-            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i, e, of_e, of_BC, L, E, BACKWARDS
-        )
+            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+            i, e, of_e, of_BC, L, E, BACKWARDS,
+        )  # fmt: skip
         u1, raw1, z1, grad1, BC1 = _fetch(
-            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i + 1, e, of_e, of_BC, L, E, BACKWARDS
-        )
+            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+            i + 1, e, of_e, of_BC, L, E, BACKWARDS,
+        )  # fmt: skip
         while i < end:
             tl.store(scratch_ptr + (i % CHUNK // 2) * PAIR, state)
             # The next pair is on its way while this one is computed.
             next_u0, next_raw0, next_z0, next_grad0, next_BC0 = _fetch(
-                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i + 2, e, of_e, of_BC, L, E, BACKWARDS
-            )
+                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+                i + 2, e, of_e, of_BC, L, E, BACKWARDS,
+            )  # fmt: skip
             next_u1, next_raw1, next_z1, next_grad1, next_BC1 = _fetch(
-                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i + 3, e, of_e, of_BC, L, E, BACKWARDS
-            )
+                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+                i + 3, e, of_e, of_BC, L, E, BACKWARDS,
+            )  # fmt: skip
             B0, C0 = _split_states(BC0, INTERPRETED)
             B1, C1 = _split_states(BC1, INTERPRETED)
             u0, u1 = _widen(u0, INTERPRETED), _widen(u1, INTERPRETED)
@@ -278,7 +299,9 @@ def _backward_pass(
                 d_z_ptr, sum_z_ptr, y0, skip, u0, _widen(z0, INTERPRETED), _widen(grad0, INTERPRETED),
                 i, e, of_e, L, E, BACKWARDS, FIRST, LAST, INTERPRETED,
             )  # fmt: skip
-            _put_over_channels(d_C_ptr, state * d_y0[None, :], i, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED)
+            _put_over_channels(
+                d_C_ptr, state * d_y0[None, :], i, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED
+            )
             d_D += d_y0 * u0
             state = _step(state, rate, delta1, delta1 * u1, B1, INTERPRETED)
             y1 = tl.sum(state * C1[:, None], 0)
@@ -286,29 +309,36 @@ def _backward_pass(
                 d_z_ptr, sum_z_ptr, y1, skip, u1, _widen(z1, INTERPRETED), _widen(grad1, INTERPRETED),
                 i + 1, e, of_e, L, E, BACKWARDS, FIRST, LAST, INTERPRETED,
             )  # fmt: skip
-            _put_over_channels(d_C_ptr, state * d_y1[None, :], i + 1, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED)
+            _put_over_channels(
+                d_C_ptr, state * d_y1[None, :], i + 1, s, of_s, lane, part, L, S, BACKWARDS, OVER_LANES, INTERPRETED
+            )
             d_D += d_y1 * u1
             u0, raw0, z0, grad0, BC0 = next_u0, next_raw0, next_z0, next_grad0, next_BC0
             u1, raw1, z1, grad1, BC1 = next_u1, next_raw1, next_z1, next_grad1, next_BC1
             i += 2
         tl.store(d_D_ptr + (b * chunks + chunk) * E + e, d_D, mask=is_e)
-        # Back through the pairs: their two states anew, then two steps of the adjoint. What a thread kept, it reads itself.
+        tl.debug_barrier()  # the adjoint's threads read the states that these wrote
+        # Back through the pairs: the state between their two tokens anew, then two steps of the adjoint.
         i -= 2
         d_bias = tl.zeros(bias.shape, tl.float32)
         u0, raw0, z0, grad0, BC0 = _fetch(
-            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i, e, of_e, of_BC, L, E, BACKWARDS
-        )
+            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+            i, e, of_e, of_BC, L, E, BACKWARDS,
+        )  # fmt: skip
         u1, raw1, z1, grad1, BC1 = _fetch(
-            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, i + 1, e, of_e, of_BC, L, E, BACKWARDS
-        )
+            u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+            i + 1, e, of_e, of_BC, L, E, BACKWARDS,
+        )  # fmt: skip
         while i >= chunk * CHUNK:
             state0 = tl.load(scratch_ptr + (i % CHUNK // 2) * PAIR)
             next_u0, next_raw0, next_z0, next_grad0, next_BC0 = _fetch(
-                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, tl.maximum(i - 2, 0), e, of_e, of_BC, L, E, BACKWARDS
-            )
+                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+                tl.maximum(i - 2, 0), e, of_e, of_BC, L, E, BACKWARDS,
+            )  # fmt: skip
             next_u1, next_raw1, next_z1, next_grad1, next_BC1 = _fetch(
-                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC, tl.maximum(i - 1, 0), e, of_e, of_BC, L, E, BACKWARDS
-            )
+                u_ptr, delta_ptr, z_ptr, grad_ptr, BC_at, stride_u, stride_delta, stride_z, stride_BC,
+                tl.maximum(i - 1, 0), e, of_e, of_BC, L, E, BACKWARDS,
+            )  # fmt: skip
             B0, C0 = _split_states(BC0, INTERPRETED)
             B1, C1 = _split_states(BC1, INTERPRETED)
             u0, u1 = _widen(u0, INTERPRETED), _widen(u1, INTERPRETED)
@@ -353,8 +383,8 @@ def _backward_kernel(
     d_y = grad silu(z);  d_C_t = sum_e d_y_t s_t;  d_B_t = sum_e a_t delta_t u_t;  d_gain_t = <a_t, B_t>
     d_u_t = delta_t d_gain_t + D d_y_t;  d_delta_t = u_t d_gain_t + <a_t exp(delta_t A) s_(t-1), A>
     d_A = sum_t delta_t a_t exp(delta_t A) s_(t-1)
-    Sums over channels and clips are left in parts: d_B and d_C `[direction, part, B, L, S]`, a part for 32 channels where OVER_LANES,
-    else for the block; d_A `[direction, B, E, S]`, d_D and d_bias `[direction, B, chunks, E]`. states_ptr:
+    Sums over channels and clips are left in parts: d_B and d_C `[direction, part, B, L, S]`, a part for 32 channels where
+    OVER_LANES, else for the block; d_A `[direction, B, E, S]`, d_D and d_bias `[direction, B, chunks, E]`. states_ptr:
     `[CHUNK / 2, BLOCK_S, BLOCK_E]` for each program; sums_ptr: `[3, B, L, E]` between the directions.
     Traffic in elements, one direction: 11*B*L*E (u, delta, z and grad are read twice) + (6 + 2*parts)*B*L*S, and the states
     of a chunk, which the cache holds; the second adds 12*B*L*E. Source: the derivative of reference.py.
