@@ -348,12 +348,13 @@ def _selective_scan_cases(arch):
         ("scan backward", "scan_backward", backward_kernel._backward_kernel, (None,)),
     ):
         at = kernel.BLOCKS[operation, arch]
+        exchange = backward_kernel.over_lanes(SCAN_STATES, at, interpreted=False)
         pointers = dict.fromkeys(_pointers(function), "*fp32")
         for dtype in ("bf16", "fp16", "fp32"):
             for two in (True, False):
                 for keep in kept if dtype == "bf16" else kept[:1]:
                     flags = constants | {"TWO": two, "BLOCK_E": at.channels}
-                    flags |= {"OVER_LANES": True} if keep is None else SCAN_SIZES | {"KEEP": keep}
+                    flags |= {"OVER_LANES": exchange} if keep is None else SCAN_SIZES | {"KEEP": keep}
                     yield Case(
                         kernel=name,
                         config=f"{dtype}, {'both ways' if two else 'one way'}{', no states kept' * (keep is False)}",

@@ -94,9 +94,10 @@ def _softplus(x, INTERPRETED: tl.constexpr):
     e = _exp(-tl.abs(x), INTERPRETED)
     t = _divide(e, 2.0 + e, INTERPRETED)
     square = t * t
-    series = 0.2222222222 + square * (0.1818181818 + square * 0.17)
-    series = 2.0 + square * (0.6666666667 + square * (0.4 + square * (0.2857142857 + square * series)))
-    return tl.maximum(x, 0.0) + t * series
+    series = 0.2857142857 + square * (0.2222222222 + square * (0.1818181818 + square * 0.17))
+    series = square * (0.6666666667 + square * (0.4 + square * series))
+    # t (2 + series), but as 2 t = e - e t, a division's error counts for less than half.
+    return tl.maximum(x, 0.0) + (e - t * (e - series))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The selective scan and its causal convolution in Triton, forward and backward; docs/INTERNALS.md has the drawing.
+"""The selective scan in Triton, and its causal convolution with its gradients; docs/INTERNALS.md has the drawing.
 
 A program of the scan owns one clip and a block of channels, keeps their states `[BLOCK_E, BLOCK_S]` in registers, and walks
 along time in groups of four tokens; where there are two directions it walks twice, so that nothing is added by two programs.
@@ -22,15 +22,15 @@ class Block:
 
 
 # (operation, architecture) -> block, the same for every type: the arithmetic is in float32. Up to 168 registers, twelve
-# warps fit a multiprocessor, and the 1536 programs of 32 clips and 1536 channels an H200 at once. The backward, which keeps
-# three times as much as the forward, spills with 32 channels, and the forward on sm_100 does now and then (bench/compile.py).
+# warps fit a multiprocessor, and the 1536 programs of 32 clips and 1536 channels an H200 at once. The backward takes
+# all 255 (eight warps), and spills on sm_100 with 32 channels, as the forward does there now and then (bench/compile.py).
 BLOCKS = {
     ("scan", "sm_80"): Block(channels=32, warps=1),
     ("scan", "sm_90"): Block(channels=32, warps=1),
     ("scan", "sm_100"): Block(channels=16, warps=1),
     ("scan_backward", "sm_80"): Block(channels=32, warps=1),
     ("scan_backward", "sm_90"): Block(channels=32, warps=1),
-    ("scan_backward", "sm_100"): Block(channels=32, warps=1),
+    ("scan_backward", "sm_100"): Block(channels=16, warps=1),
     ("conv", "sm_80"): Block(channels=64, tokens=32, warps=4),
     ("conv", "sm_90"): Block(channels=64, tokens=32, warps=4),
     ("conv", "sm_100"): Block(channels=64, tokens=16, warps=4),
