@@ -1,7 +1,7 @@
 """The whole step as one CUDA graph: from clip numbers and tickets to the optimiser's update, one launch a step.
 
-Not yet run on a GPU: what is captured is proven on a CPU, by recording a step's operations and running them again on
-other inputs (tests/test_graph.py).
+Captured and replayed on an H200; on a CPU what is captured is proven by recording a step's operations and running them
+again on other inputs (tests/test_graph.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,8 +1,8 @@
 """The wave stage in Triton: sums of the samples, then gather, gain, means, mixup and zeros in one pass.
 
 Samples are 16-bit integers, so that their sums are exact in 64 bits, in any order: every mean follows from three such
-sums, and a row depends on its own clips alone. No gradients: samples carry none. Tested in the interpreter and compiled
-ahead of time (bench/compile.py); not yet run on a GPU.
+sums, and a row depends on its own clips alone. No gradients: samples carry none. Tested in the interpreter, compiled
+ahead of time (bench/compile.py), and run on an H200 (LOG.md).
 """
 
 import torch
