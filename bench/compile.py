@@ -284,9 +284,9 @@ def _norm_cases():
             (kernel._forward_kernel, kernel._backward_kernel), ("bf16", "fp16", "fp32"), WIDTHS
         ):
             forward, block = function is kernel._forward_kernel, 1 << (width - 1).bit_length()
-            elements, warps = (
-                (kernel.BLOCK, kernel.WARPS) if forward else (kernel.BACKWARD_BLOCK, kernel.BACKWARD_WARPS)
-            )
+            elements, warps = kernel.BLOCK, kernel.WARPS
+            if not forward:
+                elements, warps = kernel.BACKWARD_BLOCK, kernel.backward_warps(block)
             constants = {"INTERPRETED": False, "BLOCK_R": elements // block, "BLOCK_D": block, "CENTRED": centred}
             constants |= {"ADD": True, "BIAS": centred} if forward else {"NARROW": dtype != "fp32"}
             pointers = dict.fromkeys(_pointers(function), "*fp32")

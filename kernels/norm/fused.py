@@ -96,7 +96,7 @@ def gradients(
     kernel._backward_kernel[(parts,)](
         grad.contiguous(), d_total.contiguous(), total, weight.contiguous(), d, d_x, partial,
         rows, triton.cdiv(rows, parts), D, eps,
-        CENTRED=centred, NARROW=dtype != torch.float32, **constants, num_warps=kernel.BACKWARD_WARPS,
+        CENTRED=centred, NARROW=dtype != torch.float32, **constants, num_warps=kernel.backward_warps(constants["BLOCK_D"]),
     )  # fmt: skip
     return d, d_x, partial.sum(0)
 

@@ -7,13 +7,19 @@ from kernels.patch_embed.kernel import _round
 
 # Elements of a program's block, rows times the power of two that D fits in, and its warps: 32 numbers a thread.
 BLOCK, WARPS = 4096, 4
-# Backward a warp has rows to itself: their four sums then wait for no other warp.
-BACKWARD_BLOCK, BACKWARD_WARPS = 1024, 1
+# Backward a warp has rows to itself, whose four sums then wait for no other warp; two share a row of more than 512 places,
+# or it spills (by three registers in Triton 3.9).
+BACKWARD_BLOCK, PLACES_OF_A_WARP = 1024, 512
 # The vectors' gradients are cut into so many parts, whatever the batch: eight for each of an H200's multiprocessors.
 PARTS = 1056
 INTERPRETED_BLOCK, INTERPRETED_PARTS = 1024, 3  # small, so that small shapes have edges
 # Whether it is 1 or a multiple of 16 would be compiled in, and an epoch's last batch would wait for a compiler.
 _SIZES = ["rows", "per_part"]
+
+
+def backward_warps(width: int) -> int:
+    """For rows of so many places, a power of two."""
+    return max(1, width // PLACES_OF_A_WARP)
 
 
 @triton.jit

@@ -41,7 +41,7 @@ TILES = {
     # With words of the bit plane. Triton 3.6 gives eight warps of sm_100 128 registers each, too few here.
     ("forward_hidden", "sm_80", 2): Tile(m=128, n=128, k=64, warps=8, stages=3),
     ("forward_hidden", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
-    ("forward_hidden", "sm_90", 2): Tile(m=128, n=256, k=64, warps=8, stages=3),
+    ("forward_hidden", "sm_90", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
     ("forward_hidden", "sm_90", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
     ("forward_hidden", "sm_100", 2): Tile(m=128, n=128, k=64, warps=4, stages=3),
     ("forward_hidden", "sm_100", 4): Tile(m=128, n=64, k=32, warps=8, stages=3),
@@ -58,6 +58,13 @@ TILES = {
     ("weight", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     ("weight", "sm_100", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
     ("weight", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    # Square patches again: with 64 rows at a time 16-bit gradients that come in float32 spill on sm_90.
+    ("weight_square", "sm_80", 2): Tile(m=64, n=128, k=64, warps=8, stages=3),
+    ("weight_square", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_square", "sm_90", 2): Tile(m=128, n=128, k=32, warps=8, stages=4),
+    ("weight_square", "sm_90", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
+    ("weight_square", "sm_100", 2): Tile(m=64, n=256, k=64, warps=8, stages=3),
+    ("weight_square", "sm_100", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
     # One word of 64 bits a row: 64 columns.
     ("weight_hidden", "sm_80", 2): Tile(m=128, n=64, k=64, warps=8, stages=3),
     ("weight_hidden", "sm_80", 4): Tile(m=64, n=64, k=32, warps=4, stages=3),
@@ -96,7 +103,7 @@ def operation(name: str, masked: bool, F: int, pf: int) -> str:
     if name == "log_mel":
         return name
     if not masked:
-        return "forward_square" if name == "forward" and pf != F else name
+        return f"{name}_square" if pf != F else name
     return f"{name}_scattered" if pf != F or F % 64 else f"{name}_hidden"
 
 
