@@ -23,11 +23,11 @@ class Block:
 
 # (operation, architecture) -> block, the same for every type: the arithmetic is in float32. Up to 168 registers, twelve
 # warps fit a multiprocessor, and the 1536 programs of 32 clips and 1536 channels an H200 at once. The backward takes
-# all 255 (eight warps), and spills on sm_100 with 32 channels, as the forward does there now and then (bench/compile.py).
+# all 255 (eight warps), and spills on sm_100 with 32 channels (bench/compile.py).
 BLOCKS = {
     ("scan", "sm_80"): Block(channels=32, warps=1),
     ("scan", "sm_90"): Block(channels=32, warps=1),
-    ("scan", "sm_100"): Block(channels=16, warps=1),
+    ("scan", "sm_100"): Block(channels=32, warps=1),
     ("scan_backward", "sm_80"): Block(channels=32, warps=1),
     ("scan_backward", "sm_90"): Block(channels=32, warps=1),
     ("scan_backward", "sm_100"): Block(channels=16, warps=1),
