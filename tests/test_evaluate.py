@@ -63,6 +63,8 @@ def test_other_classes_are_refused(out, tmp_path, capsys):
     "arguments", [["--split", "tst"], ["--split"], ["--lr", "x"]], ids=["word", "no value", "flag"]
 )
 def test_bad_words(out, arguments, capsys):
+    assert evaluate.main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert evaluate.main([str(out), *arguments]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 

@@ -227,8 +227,9 @@ def test_work_is_that_of_the_rows():
         ([*RECIPE, "--lead", 0.5, "--keep-tokens", 5], "--lead and --keep-tokens do not go together"),
         ([*RECIPE, "--lead", 1.5], "--lead has to be from 0 to 1, not 1.5"),
         ([*RECIPE, "--lead", 0.5, "--lead-clips", 9], "--lead-clips has to be from 1 to 8, not 9"),
+        ([*RECIPE, "--lead", 0.5, "--frames", 20, "--time-stride", 25], "in front hold no patch at a stride of 25"),
     ],
-    ids=["AST", "backward", "resize", "kept", "share", "clips"],
+    ids=["AST", "backward", "resize", "kept", "share", "clips", "stride"],
 )
 def test_what_cannot_have_clips_in_front_is_refused(flags, said, tmp_path, capsys):
     assert said in runs.run(capsys, *runs.TINY, *flags, "--out", tmp_path / "run").sentence

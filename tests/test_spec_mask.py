@@ -484,6 +484,9 @@ def test_in_c_views_operators_and_gradients():
     torch.library.opcheck(native.apply, (torch.randn(3, 40, 16), torch.ones(3), "spec_mask", *keys, numbers))
     with pytest.raises(RuntimeError, match="single memory location"):
         native.apply_spec_augment(whole[:1].expand(3, -1, -1), torch.ones(3), 7, 2, some, **sizes)
+    bytes_ = torch.zeros(3, 40, 16).to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match=r"apply_spec_augment=native paints float32, .* log_mel is float8_e4m3fn"):
+        native.apply_spec_augment(bytes_, torch.ones(3), 7, 2, some, **sizes)
     with pytest.raises(ValueError, match="apply_spec_augment=native has no gradients, and log_mel wants one"):
         native.apply_spec_augment(whole.requires_grad_(), torch.ones(3), 7, 2, some, **sizes)
 

@@ -92,6 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--in-a-row takes a whole number, how many clips one stream has, not {places!r}.")
         if split not in SPLITS:
             raise UserError(f"--split {split!r} is no split{nearest(split, SPLITS)}")
+        if not arguments or arguments[0].startswith("-"):
+            raise UserError(
+                "the run's folder or a checkpoint comes first: python -m train.evaluate CHECKPOINT [flags]."
+            )
         keep = "--scores" in arguments[1:]
         flags = [word for word in arguments[1:] if word != "--scores"]
         figures = evaluate(arguments[0], split, flags, keep, None if places is None else int(places))

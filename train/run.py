@@ -182,6 +182,11 @@ def check_lead(wanted: Settings) -> None:
             f"--lead is for a model that carries its state on, and this one does not, since {reason}: leave it out, or take "
             "--recipe speechcommands/aum_streaming."
         )
+    if wanted.lead and (grid := check_geometry(wanted)).st > wanted.lead_clips * grid.T:
+        raise UserError(
+            f"--lead-clips {wanted.lead_clips}: clips of {grid.T} frames in front hold no patch at a stride of {grid.st}; "
+            "take more clips or a smaller --time-stride."
+        )
 
 
 def resolve(wanted, packed: Pack, dataset, fbank, device, saved) -> dict[str, Any]:

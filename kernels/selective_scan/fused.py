@@ -122,8 +122,6 @@ def scan_gradients(
     d_D, d_bias = (scratch(directions * batch * chunks, E) for _ in range(2))
     of_pairs = scratch(batch * blocks, kernel.CHUNK // 2, block["BLOCK_S"], at.channels)
     sums = scratch(3, batch, L, E) if two else d_u
-    if B.dtype != C.dtype:
-        B, C = B.float(), C.float()
     inputs, strides = _inputs(u, delta, A, B, C, D, z, delta_bias, A_backward)
     backward_kernel._backward_kernel[(batch * blocks,)](
         grad.contiguous(), *inputs, states, of_pairs, sums, d_u, d_delta, d_A, d_B, d_C, d_D, d_z, d_bias,

@@ -12,6 +12,7 @@ from kernels.native import Library
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "../philox.h", "../native.h"), ("spec_mask", "spec_augment")
 )  # fmt: skip
+CELLS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of a log-mel that is painted
 SIZES = ("budget", "max_width", "max_height", "full_threshold", "shapes", "attempts", "clip", "snap")  # native.c's
 
 
@@ -88,6 +89,11 @@ def _(log_mel, fill, name, seed, epoch, tickets, sizes):
 
 
 def _apply(name, log_mel, fill, seed, epoch, tickets, sizes):
+    if log_mel.dtype not in CELLS:
+        raise ValueError(
+            f"apply_{name}=native paints {', '.join(str(t).removeprefix('torch.') for t in CELLS)}; log_mel is "
+            f"{str(log_mel.dtype).removeprefix('torch.')}: FFTP_BACKEND=apply_{name}=reference takes it"
+        )
     if log_mel.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"apply_{name}=native has no gradients, and log_mel wants one: FFTP_BACKEND=apply_{name}=reference has"
