@@ -170,7 +170,7 @@ def _output_gradient(
 def _over_channels(x, INTERPRETED: tl.constexpr):
     """The sum of `[BLOCK_S, BLOCK_E]` over channels. By sixteens where numpy would add them one after the other."""
     if INTERPRETED and x.shape[1] > 16:
-        x = tl.sum(x.reshape(x.shape[0], x.shape[1] // 16, 16), 2)
+        x = tl.sum(x.reshape(x.shape[0], 16, x.shape[1] // 16), 2)
     return tl.sum(x, 1)
 
 
