@@ -108,7 +108,7 @@ def test_out_folder_and_result(tmp_path, capsys):
     assert set(result["metrics"]) >= {"accuracy", "balanced_accuracy"}
     assert 0 <= result["metrics"]["accuracy"] <= 1
     assert set(result["validation"]) == set(result["metrics"])
-    front = {"waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed"}
+    front = {"philox", "waveforms", "fbank", "apply_spec_mask", "normalise", "patch_embed"}
     assert set(result["backends"]) == front | {
         "layer_norm",
         "gelu",
