@@ -48,9 +48,10 @@ def compare(shape, dtype, biased, device="cpu", hold=torch.clone, repeats=0, dra
             assert got[name].isfinite().all(), name
             errors = [float((r[name] - wanted).abs().max()) if wanted.numel() else 0.0 for r in (got, theirs)]
             worst[name] = [max(e, b) for e, b in zip(errors, worst.get(name, (0.0, 0.0)), strict=True)]
-            # Of all draws: a single number's slope may be next to its zero in one of them.
-            scale_here = float(wanted.abs().amax()) if wanted.numel() else 0.0
-            scales[name] = max(scales.get(name, 1e-30), scale_here)
+            # Of all draws where that is one number, whose slope may be next to its zero in one of them; else the smallest.
+            here = max(1e-30, float(wanted.abs().amax())) if wanted.numel() else 1e-30
+            choose = max if wanted.numel() == 1 else min
+            scales[name] = choose(scales.get(name, here), here)
     for _ in range(repeats):
         again = run(kernels.gelu, given, biased, hold)
         assert all(torch.equal(got[name], again[name]) for name in got)

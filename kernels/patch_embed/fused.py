@@ -1,6 +1,6 @@
 """The Triton embedding as operators of PyTorch: launches, shapes for tracing, gradients.
 
-Tested in the interpreter, compiled ahead of time (bench/compile.py), and run on an H200 (LOG.md).
+Tested in the interpreter and compiled ahead of time (bench/compile.py); earlier forms ran on an H200 (LOG.md).
 """
 
 import torch

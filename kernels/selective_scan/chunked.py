@@ -1,7 +1,7 @@
 """The Triton scan of few clips, chunks of tokens side by side, as an operator of PyTorch: forward only.
 
 It makes every exponential twice, and a clip's steps in sequence are few: `triton` keeps a GPU busy with a batch, this
-one answers sooner with a single clip. Tested in the interpreter and compiled ahead of time (bench/compile.py); not yet run
+one answers sooner with a single clip. Tested in the interpreter and compiled ahead of time (bench/compile.py); not yet timed
 on a GPU.
 """
 

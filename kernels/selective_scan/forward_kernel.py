@@ -31,7 +31,7 @@ def _reciprocal(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _softplus(x, INTERPRETED: tl.constexpr):
-    """log(1 + exp(x)), in two of the slow instructions; a small exp(x) keeps all its digits."""
+    """log(1 + exp(x)), in two of the slow instructions."""
     e = _exp2(tl.abs(x) * -LOG2E, INTERPRETED)
     s = e * _reciprocal(2.0 + e, INTERPRETED)
     t = s * s

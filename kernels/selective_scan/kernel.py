@@ -1,7 +1,6 @@
-"""The selective scan in Triton, and its causal convolution with its gradients; docs/INTERNALS.md has the drawing.
+"""AuM's causal convolution in Triton with its gradients, and what the scan's kernels share; docs/INTERNALS.md has the drawing.
 
-A program of the scan owns one clip and a block of channels, keeps their states `[BLOCK_E, BLOCK_S]` in registers, and walks
-along time in groups of four tokens; where there are two directions it walks twice, so that nothing is added by two programs.
+The scan itself: forward_kernel.py, backward_kernel.py, and chunked_kernel.py for single clips.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from kernels.patch_embed.kernel import _round
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """What a program owns: channels, and tokens in the convolution (the scan takes all); its warps. None was timed."""
+    """What a program owns: channels, and tokens in the convolution (the scan takes all); its warps."""
 
     channels: int
     warps: int
