@@ -9,6 +9,7 @@ Speech Commands under bench.run's --data-root; without one, words that train/dat
 Files are read again and again, so they come from the system's cache of the disk.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -187,18 +188,27 @@ def _loader(words, feed, B, device):
     """Batches by worker processes. They are started anew, not forked: this process runs torch's threads."""
     clips = words.needed(words.clips.clips)
     dataset = ClipByClip([(str(clips[i].source), words.pack.labels[i]) for i in feed.indices])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as AST has them
+    with _as_many_workers_as_ast():
         loader = DataLoader(
             dataset, batch_sampler=_Positions(_turns(feed, B)), num_workers=WORKERS, persistent_workers=True,
             pin_memory=device == "cuda", multiprocessing_context="spawn",
         )  # fmt: skip
 
     def run(i):
-        for log_mel, targets in loader:
+        with _as_many_workers_as_ast():
+            batches = iter(loader)
+        for log_mel, targets in batches:
             log_mel.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     return run
+
+
+@contextlib.contextmanager
+def _as_many_workers_as_ast():
+    """PyTorch warns where they are more than cores, when a loader is made and when its workers start."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 class _Positions:

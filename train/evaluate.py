@@ -19,7 +19,7 @@ from train import data, loop, machine, scored, settings
 from train.data.clips import SPLITS, check_classes, nearest
 from train.data.pack import pack
 from train.feed import Feed
-from train.running_sound import in_a_row
+from train.running_sound import check, in_a_row
 from train.samples import source_of
 from train.step import Task
 
@@ -57,6 +57,8 @@ def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False,
         precision=machine.precision_of(wanted.precision, device),
         out=Path(path),
     )
+    if places is not None:  # before the work, not after it
+        check(config.multi_label, places)
     figures, scores, targets = loop.evaluate(task, feed)
     if keep_scores:
         try:

@@ -14,6 +14,12 @@ STREAMS = 400  # clips judged at every place, where a split has so many
 SEED = 0  # of their orders
 
 
+def check(multi_label: bool, places: int) -> None:
+    """Raises UserError where `in_a_row` cannot judge."""
+    if multi_label or places < 1:
+        raise UserError("--in-a-row takes how many clips one stream has, 1 or more, each of one label: leave it out.")
+
+
 def in_a_row(classifier: Classifier, packed: Pack, indices: np.ndarray, places: int) -> tuple[list[float], int]:
     """(accuracy of clips heard 1st, 2nd, ... of so many in one stream, clips judged at each place).
 
@@ -21,8 +27,7 @@ def in_a_row(classifier: Classifier, packed: Pack, indices: np.ndarray, places: 
     was heard before alone. A clip takes the time of a training clip, with silence behind a shorter one, and is judged by the
     answer at its end. Raises UserError for clips of several labels, and for ones too short for an answer.
     """
-    if classifier.multi_label or places < 1:
-        raise UserError("--in-a-row takes how many clips one stream has, 1 or more, each of one label: leave it out.")
+    check(classifier.multi_label, places)
     settings = classifier.config.front_end
     hop = settings.fbank.hop / settings.fbank.sample_rate  # s
     slot = math.ceil(settings.clip_samples / settings.fbank.hop)  # frames from clip to clip

@@ -75,9 +75,8 @@ def _backward_kernel(
     first, d = part * per_part, tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     end = tl.minimum(first + per_part, rows)
     bias = _bias_of(bias_ptr, d, D, BIAS, BLOCK_D)
-    d_bias = tl.zeros(
-        (BLOCK_R, BLOCK_D), tl.float32
-    )  # over rows at the end: a sum within the loop would wait for all warps
+    # Added up over rows at the end: within the loop a sum would wait for all warps.
+    d_bias = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     while first < end:
         row = first + tl.arange(0, BLOCK_R)
         z = _load(x_ptr, row, d, end, D) + bias[None, :]

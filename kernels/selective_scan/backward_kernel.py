@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels.patch_embed.kernel import _round
-from kernels.selective_scan.kernel import _SIZES, LN2, LOG2E, WIDEN_BFLOAT16, _exp2
+from kernels.selective_scan.kernel import _SIZES, LN2, LOG2E, _exp2, _reciprocal, _widen
 
 STATES = tl.constexpr(16)  # of the models: those that the exchange is for
 LANES = 32  # threads of a warp
@@ -69,9 +69,7 @@ def _divide(x, y, INTERPRETED: tl.constexpr):
     """x / y by the approximate reciprocal, 0 where y is infinite; two units in the last place."""
     if INTERPRETED:
         return x / y
-    return x * tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], dtype=tl.float32, is_pure=True, pack=1
-    )
+    return x * _reciprocal(y, INTERPRETED)
 
 
 @triton.jit
@@ -98,16 +96,6 @@ def _softplus(x, INTERPRETED: tl.constexpr):
     series = square * (0.6666666667 + square * (0.4 + square * series))
     # t (2 + series), but as 2 t = e - e t, a division's error counts for less than half.
     return tl.maximum(x, 0.0) + (e - t * (e - series))
-
-
-@triton.jit
-def _widen(x, INTERPRETED: tl.constexpr):
-    if INTERPRETED or x.dtype == tl.float32:
-        return x.to(tl.float32)
-    elif x.dtype == tl.float16:
-        return tl.inline_asm_elementwise("cvt.f32.f16 $0, $1;", "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.inline_asm_elementwise(WIDEN_BFLOAT16, "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit

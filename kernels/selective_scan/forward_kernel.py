@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.patch_embed.kernel import _round
-from kernels.selective_scan.kernel import _SIZES, LOG2E, WIDEN_BFLOAT16, _exp2
+from kernels.selective_scan.kernel import _SIZES, LOG2E, _exp2, _reciprocal, _widen
 
 # log(1 + e) = s p(s^2) with s = e / (2 + e): 2 artanh(s), fitted to s up to 1/3 (3e-8 of it).
 P0 = tl.constexpr(2.0)
@@ -19,14 +19,6 @@ P1 = tl.constexpr(0.6666631698608398)
 P2 = tl.constexpr(0.40024852752685547)
 P3 = tl.constexpr(0.2796141803264618)
 P4 = tl.constexpr(0.2817465662956238)
-
-
-@triton.jit
-def _reciprocal(x, INTERPRETED: tl.constexpr):
-    """1 / x in one instruction, within one unit in the last place."""
-    if INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -42,17 +34,6 @@ def _softplus(x, INTERPRETED: tl.constexpr):
 @triton.jit
 def _silu(x, INTERPRETED: tl.constexpr):
     return x * _reciprocal(1.0 + _exp2(x * -LOG2E, INTERPRETED), INTERPRETED)
-
-
-@triton.jit
-def _widen(x, INTERPRETED: tl.constexpr):
-    """In float32; by an instruction of ours, which stays where it is and in each thread once."""
-    if INTERPRETED or x.dtype == tl.float32:
-        return x.to(tl.float32)
-    elif x.dtype == tl.float16:
-        return tl.inline_asm_elementwise("cvt.f32.f16 $0, $1;", "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.inline_asm_elementwise(WIDEN_BFLOAT16, "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit

@@ -63,20 +63,30 @@ def _softplus_sigmoid(x):
 
 
 @triton.jit
-def _load(ptr, rows, stride, columns, is_row, is_column, INTERPRETED: tl.constexpr):
-    """Rows of a matrix, 0 outside, in float32.
+def _reciprocal(x, INTERPRETED: tl.constexpr):
+    """1 / x in one instruction, within one unit in the last place."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
-    Widened by an instruction of ours: Triton 3.6 would move its own behind the exchange between threads that a split
-    takes, and with it all the arithmetic in between, which each thread would then do four times over.
-    """
-    at = ptr + rows[:, None] * stride + columns[None, :]
-    x = tl.load(at, mask=is_row[:, None] & is_column[None, :], other=0.0)
+
+@triton.jit
+def _widen(x, INTERPRETED: tl.constexpr):
+    """In float32, by an instruction of ours, which stays where it is and in each thread once: Triton 3.6 would move its own
+    behind the exchange between threads that a split takes, and with it all the arithmetic in between."""
     if INTERPRETED or x.dtype == tl.float32:
         return x.to(tl.float32)
     elif x.dtype == tl.float16:
         return tl.inline_asm_elementwise("cvt.f32.f16 $0, $1;", "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
         return tl.inline_asm_elementwise(WIDEN_BFLOAT16, "=f,h", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _load(ptr, rows, stride, columns, is_row, is_column, INTERPRETED: tl.constexpr):
+    """Rows of a matrix, 0 outside, in float32."""
+    at = ptr + rows[:, None] * stride + columns[None, :]
+    return _widen(tl.load(at, mask=is_row[:, None] & is_column[None, :], other=0.0), INTERPRETED)
 
 
 @triton.jit
