@@ -1,7 +1,8 @@
 """python -m fftp.explain figure1|figure2|figure3: what the paper's three figures show, from real recordings and models.
 
 figure1: square and full-frequency patches on a spectrogram, and the two encoders. figure2: SpecAugment beside SpecMask.
-figure3: attention rollout over the spectrogram, for one or more AST checkpoints.
+figure3: attention rollout over the spectrogram, for one or more AST checkpoints; of several recordings, over a mixture of
+their loudest stretches, whose times are known.
 """
 
 import sys
@@ -17,6 +18,7 @@ from fftp.ast_model import AST
 from fftp.augment import Augment, AugmentSettings
 from fftp.errors import UserError
 from fftp.frontend import STATISTICS, FrontEnd, FrontEndSettings
+from fftp.mixture import Sound, mean_over, mixture
 from fftp.patching import PatchGrid
 from fftp.predict import load
 
@@ -170,26 +172,44 @@ def figure2(file: Path, out: Path, seed: int) -> None:
     figures.save(figure, out)
 
 
-def figure3(checkpoints: list[Path], file: Path, out: Path) -> None:
-    """Attention rollout of each checkpoint over the recording: the sound of its first window, padding left out."""
-    figure = figures.figure(4.2 * len(checkpoints) + 3.6, 3.6)
-    axes = figure.subplots(1, len(checkpoints) + 1, sharey=True)
-    for each, path in zip(axes[1:], checkpoints, strict=True):
-        classifier = load(path)
-        samples = classifier.prepare(*_for_prepare(file))
-        frames = min(classifier.config.front_end.fbank.frames(len(samples)), classifier.config.front_end.T)
+def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: Path) -> None:
+    """Attention rollout of each checkpoint over the recording: the sound of its first window, padding left out.
+
+    Of several recordings: over their `mixture`, with bars where they sound, and the rollout's mean there; names: of them.
+    """
+    loaded = [load(path) for path in checkpoints]
+    figure = figures.figure(4.2 * len(loaded) + 3.6, 3.6)
+    axes = figure.subplots(1, len(loaded) + 1, sharey=True)
+    for number, classifier in enumerate(loaded, 1):
+        front_end, grid = classifier.config.front_end, classifier.config.model.grid
+        rate, clips = front_end.fbank.sample_rate, [classifier.prepare(*_for_prepare(file)) for file in files]
+        many = len(files) > 1
+        samples, sounds = mixture(clips, names, front_end.clip_samples, rate) if many else (clips[0], [])
+        frames = min(front_end.fbank.frames(len(samples)), front_end.T)
         log_mel = classifier.log_mel(samples)
         heat = attention_rollout(classifier.model, log_mel)[0, :frames].numpy()
         sound = log_mel[0, :frames].numpy()
         label, probability = classifier.predict_many([samples])[0].top(1)[0]
-        grid = classifier.config.model.grid
+        if number == 1:
+            _show(axes[0], sound, "mixture" if many else files[0].name)
+            _timeline(axes[0], sounds, rate)
         kind = "full-frequency" if grid.full_frequency else "square"
-        _show(axes[0], sound, file.name)
-        _show(each, sound, f"{kind}, {grid.N} tokens: {label} {100 * probability:.0f} %", "gray")
+        said = f"{mean_over(sounds, heat, rate):.2f} on the sounds" if many else f"{label} {100 * probability:.0f} %"
+        _show(axes[number], sound, f"{kind}, {grid.N} tokens: {said}", "gray")
         extent = (0, frames * HOP_SECONDS, 0, grid.F)
-        shown = each.imshow(heat.T, origin="lower", aspect="auto", cmap="turbo", alpha=0.5, extent=extent)
-        figure.colorbar(shown, ax=each, label="rollout (mean 1)")
+        shown = axes[number].imshow(heat.T, origin="lower", aspect="auto", cmap="turbo", alpha=0.5, extent=extent)
+        _timeline(axes[number], sounds, rate)
+        figure.colorbar(shown, ax=axes[number], label="rollout (mean 1)")
     figures.save(figure, out)
+
+
+def _timeline(axes, sounds: list[Sound], rate: int) -> None:
+    """Bars at the spectrogram's upper edge, over what is a sound, with its name."""
+    F = axes.get_ylim()[1]
+    for sound in sounds:
+        start, stop = sound.start / rate, sound.stop / rate
+        axes.hlines(0.97 * F, start, stop, color="white", linewidth=5)
+        axes.text((start + stop) / 2, 0.9 * F, sound.name, color="white", ha="center", va="top", fontsize=7)
 
 
 def _for_prepare(file: Path):
@@ -201,12 +221,14 @@ def _for_prepare(file: Path):
 class Options:
     """Draw one of the paper's figures."""
 
-    file: Path
-    """A recording."""
+    file: tuple[Path, ...]
+    """A recording; figure3: or several, for a mixture of them."""
     out: Path | None = None
     """The picture to write; default: figureN.png here."""
     checkpoint: tuple[Path, ...] = ()
     """figure3: AST checkpoints, or out folders of runs."""
+    names: tuple[str, ...] = ()
+    """figure3: what to call several recordings; default: their files' names."""
     seed: int = FIGURE2_SEED
     """figure2: of the masks."""
 
@@ -222,14 +244,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog = f"python -m fftp.explain {which or '|'.join(names)}"
         options = command.parse(Options, arguments[1:] if which else ["--help"], prog, Options)
         out = options.out or Path(f"{which}.png")
+        if not options.file or (len(options.file) > 1 and which != "figure3"):
+            raise UserError(f"{which} shows one recording: give one behind --file.")
         if which == "figure1":
-            figure1(options.file, out)
+            figure1(options.file[0], out)
         elif which == "figure2":
-            figure2(options.file, out, options.seed)
+            figure2(options.file[0], out, options.seed)
         elif not options.checkpoint:
             raise UserError("figure3 looks into a trained AST: add --checkpoint FOLDER, one or more.")
         else:
-            figure3(list(options.checkpoint), options.file, out)
+            names = list(options.names or (file.stem for file in options.file))
+            if len(names) != len(options.file):
+                raise UserError(
+                    f"--names has {len(names)} names for {len(options.file)} recordings: give one for each."
+                )
+            figure3(list(options.checkpoint), list(options.file), names, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

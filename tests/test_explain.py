@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fftp import checkpoint, explain
+from fftp import checkpoint, explain, mixture
 from fftp.ast_model import AST, ASTConfig
 from fftp.aum_model import AuM, AuMConfig
 from fftp.errors import UserError
@@ -171,6 +171,41 @@ def test_figure3_of_two_checkpoints(recording, tmp_path, capsys):
     assert near(pixels(tmp_path / "three.png"), "white") < 0.6
 
 
+def test_figure3_of_a_mixture(recording, tmp_path, capsys):
+    of = ("--checkpoint", make_checkpoint(tmp_path / "full"), "--out")
+    two = ("--file", recording, recording, "--names", "one", "two")
+    ended = runs.run(capsys, "figure3", *two, *of, tmp_path / "two.png", command=explain.main)
+    assert ended.code == 0, ended.err
+    runs.run(capsys, "figure3", *two[:2], *of, tmp_path / "one.png", command=explain.main)
+    assert not np.array_equal(pixels(tmp_path / "two.png"), pixels(tmp_path / "one.png"))
+
+
+def test_a_mixture_is_of_the_loudest_stretches():
+    rng = np.random.default_rng(1)
+    first, second = 0.001 * rng.standard_normal(RATE), 0.001 * rng.standard_normal(RATE)
+    first[4000:9000] *= 300
+    second[:100] = 0.5
+    mixed, sounds = mixture.mixture([first, second[:1000]], ["a", "b"], 2 * RATE, RATE)
+    a, b = sounds
+    assert (a.name, b.name, len(mixed), mixed.dtype) == ("a", "b", 2 * RATE, np.float32)
+    assert (a.start, a.stop, b.start, b.stop) == (3200, 12_800, 23_500, 24_500)
+    for sound in sounds:
+        level = np.sqrt(np.mean(np.square(mixed[sound.start : sound.stop], dtype=np.float64)))
+        assert level == pytest.approx(mixture.LOUDNESS, rel=0.02)
+    assert np.abs(mixed[:3200]).max() < 0.1 * mixture.LOUDNESS
+    # 9600 of the clip's samples hold the 5000 loud ones, wherever they begin.
+    assert np.sum(np.abs(mixed[a.start : a.stop]) > 5e-3) > 4000
+    with pytest.raises(UserError, match=r"9 recordings do not fit into .*: give 6 or fewer"):
+        mixture.mixture([first] * 9, list("abcdefghi"), 2 * RATE, RATE)
+
+
+def test_the_mean_over_sounds():
+    heat = np.ones((100, 4))
+    heat[10:20] = 11  # frames 10 to 19: 0.1 s to 0.2 s
+    sound = mixture.Sound(name="a", start=1600, stop=3200)
+    assert mixture.mean_over([sound], heat, RATE) == pytest.approx(11 / 2)
+
+
 def test_requests_that_cannot_be_met(recording, tmp_path, capsys):
     aum = make_checkpoint(tmp_path / "aum", kind="aum")
     out = ("--out", tmp_path / "x.png")
@@ -180,6 +215,11 @@ def test_requests_that_cannot_be_met(recording, tmp_path, capsys):
         (("figure1", "--file", tmp_path / "absent.wav", *out), "absent.wav"),
         (("figure2", "--file", recording, "--out", tmp_path / "no" / "x.png"), "cannot be written"),
         (("figure3", "--file", recording, *out), "add --checkpoint"),
+        (("figure1", "--file", recording, recording, *out), "figure1 shows one recording"),
+        (
+            ("figure3", "--file", recording, recording, "--names", "a", "--checkpoint", aum, *out),
+            "1 names for 2 recordings",
+        ),
         (("figure3", "--file", recording, "--checkpoint", tmp_path / "none", *out), "There is no checkpoint at"),
         (("figure3", "--file", recording, "--checkpoint", aum, *out), "AuM has none"),
     ):
