@@ -89,7 +89,7 @@ class Attention(nn.Module):
             return kernels.attention(x, self.heads, bias)
         B, _, D = x.shape
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, -1).transpose(1, 2)
+        q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, D // self.heads).transpose(1, 2)
         k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = sdpa(q, k, v)  # (B, H, rows, D / H)
         return out.transpose(1, 2).flatten(2)

@@ -256,6 +256,13 @@ def test_a_block_asked_for_some_rows_gives_those_of_the_whole():
         torch.testing.assert_close(ours, whole, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_clips_give_no_logits(dtype):
+    model = AST(ASTConfig(grid=PatchGrid(T=20, F=16, pt=5, pf=16, st=5, sf=16), classes=4, dim=48, depth=2, heads=3))
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        assert model(torch.zeros(0, 20, 16)).shape == (0, 4)
+
+
 def test_refused():
     with pytest.raises(ValueError, match="dim=48 is not a multiple of heads=5"):
         ASTConfig(grid=grid("ast_tiny"), classes=7, dim=48, heads=5)

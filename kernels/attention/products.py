@@ -70,8 +70,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad):
         packed, kept = ctx.saved_tensors
         q, k, v = packed
-        B, (n, L, d) = grad.shape[0], q.shape
-        g = grad.to(q.dtype).view(B, L, n // B, d).transpose(1, 2).reshape(n, L, d)
+        (B, _, D), (n, L, d) = grad.shape, q.shape
+        g = grad.to(q.dtype).view(B, L, D // d, d).transpose(1, 2).reshape(n, L, d)
         out = torch.empty_like(packed)
         for part in _chunks(n, L):
             dq, dk, dv = out[:, part]
@@ -80,4 +80,4 @@ class _Attention(torch.autograd.Function):
             ds = torch._softmax_backward_data(torch.bmm(g[part], v[part].mT), p, -1, p.dtype)
             torch.baddbmm(dq, ds, k[part], beta=0, alpha=d**-0.5, out=dq)
             torch.baddbmm(dk, ds.mT, q[part], beta=0, alpha=d**-0.5, out=dk)
-        return out.view(3, B, n // B, L, d).permute(1, 3, 0, 2, 4).reshape(B, L, -1), None
+        return out.view(3, B, D // d, L, d).permute(1, 3, 0, 2, 4).reshape(B, L, 3 * D), None
