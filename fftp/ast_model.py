@@ -193,3 +193,11 @@ class AST(nn.Module, Pretrained):
         """Names of parameters that weight decay leaves alone: vectors, biases, norms, tokens, positions."""
         named = self.named_parameters()
         return {n for n, p in named if p.ndim < 2 or n in ("embed.class_token", "embed.position")}
+
+    def matrices(self) -> dict[str, int]:
+        """Names of the encoder's weights -> how many matrices lie in each, one below the other: what Muon moves."""
+        found = {}
+        for i in range(self.config.depth):
+            found |= {f"blocks.{i}.attention.qkv.weight": 3}
+            found |= {f"blocks.{i}.{name}.weight": 1 for name in ("attention.proj", "fc1", "fc2")}
+        return found

@@ -373,6 +373,12 @@ class AuM(nn.Module, Pretrained):
         kept = ("embed.class_token", "embed.position")
         return {n for n, p in named if p.ndim < 2 or n in kept or n.endswith(("A_log", "A_backward_log"))}
 
+    def matrices(self) -> dict[str, int]:
+        """As AST's: the projections in and out of each mixer, the former for u and for z."""
+        depth = range(self.config.depth)
+        into = {f"layers.{i}.mixer.in_proj.weight": 2 for i in depth}
+        return into | {f"layers.{i}.mixer.out_proj.weight": 1 for i in depth}
+
 
 def _decay_logs(like):
     """ln(1..S) in each row: S4D-real."""

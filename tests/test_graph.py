@@ -29,6 +29,7 @@ ALL = {
     "speed": 0.1,
     "background": 0.7,
     "keep_tokens": 2,
+    "optimiser": "muon",
 }
 
 

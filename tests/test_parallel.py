@@ -172,7 +172,9 @@ def test_kill_under_torchrun_and_going_on_with_three_then_two(one, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("flags", [("--model", "aum"), ("--precision", "bfloat16"), ("--fused",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags", [("--model", "aum"), ("--precision", "bfloat16"), ("--fused", "--optimiser", "muon")], ids=" ".join
+)
 def test_other_models_and_precisions(flags, tmp_path):
     """AuM, the fused backends, and bfloat16, whose losses agree to what its products round."""
     for name, processes in (("one", 1), ("three", 3)):

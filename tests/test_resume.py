@@ -17,7 +17,7 @@ from train import data, loop
 
 # Three epochs of three steps, with everything that a run may carry from epoch to epoch.
 FLAGS = [*runs.TINY, "--epochs", "3", "--mixup", "0.5", "--noise", "--average-last", "2", "--seed", "7"]
-FLAGS += ["--average-decay", "0.9"]
+FLAGS += ["--average-decay", "0.9", "--optimiser", "muon"]
 KEPT = ("best/model", "last/model", "last/state", "average/model")
 # Runs the flags, and kills itself with signal 9 on the n-th call of a function.
 KILLED = """

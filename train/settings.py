@@ -126,8 +126,9 @@ class Settings(AugmentSettings):
     step_every: int = 5
     """Epochs from one step down to the next."""
     step_factor: float = 0.5
-    optimiser: Literal["adamw", "adam"] = "adamw"
-    """AdamW, decoupled decay but for vectors, tokens, positions and scan decays; or Adam, weight_decay as L2 on everything."""
+    optimiser: Literal["adamw", "adam", "muon"] = "adamw"
+    """AdamW, decoupled decay but for vectors, tokens, positions and scan decays; Muon, which is the same but for the encoder's
+    matrices, whose steps are made orthogonal; or Adam, weight_decay as L2 on everything."""
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999

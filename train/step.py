@@ -22,6 +22,7 @@ from kernels import ranges
 from train import parallel
 from train.averaging import MovingAverage
 from train.feed import Batch, Feed, Order
+from train.muon import Muon
 from train.settings import Settings
 
 HEAD = ("head.", "head_norm.")  # how names of the head's parameters start; all others are the body's
@@ -58,12 +59,16 @@ def autocast(task: Task):
 
 
 def optimiser_of(
-    model: torch.nn.Module, settings: Settings, lr: tuple[torch.Tensor, torch.Tensor] | None = None
+    model: torch.nn.Module,
+    settings: Settings,
+    lr: tuple[torch.Tensor, torch.Tensor] | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> torch.optim.Adam:
-    """AdamW without decay on what the model names (vectors, tokens, positions, scan decays), or Adam with L2 on everything.
+    """AdamW without decay on what the model names (vectors, tokens, positions, scan decays), Muon on the model's matrices
+    beside it, or Adam with L2 on everything.
 
     lr: tensors on the model's device that hold the learning rates of the moment, the head's and the body's; without
-    them, settings' own throughout. Where the two are one rate there are no groups for them.
+    them, settings' own throughout. Where the two are one rate there are no groups for them. precision: of Muon's products.
     """
     adam, scale = settings.optimiser == "adam", settings.body_lr_scale
     rates = (settings.lr, scale * settings.lr) if lr is None else lr
@@ -76,6 +81,9 @@ def optimiser_of(
         for (spared, body), held in sorted(groups.items())
     ]
     how = {"betas": (settings.beta1, settings.beta2), "fused": True, "capturable": lr is not None and lr[0].is_cuda}
+    if settings.optimiser == "muon":
+        named = dict(model.named_parameters())
+        return Muon(groups, {named[name]: count for name, count in model.matrices().items()}, precision, **how)
     return (torch.optim.Adam if adam else torch.optim.AdamW)(groups, **how)
 
 
@@ -129,7 +137,7 @@ class Step:
         self.loss = torch.zeros((), device=device)
         self.broken = torch.zeros((), device=device)
         self.broken_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self.optimiser = optimiser_of(task.model, s, (self.rate, self.body_rate))
+        self.optimiser = optimiser_of(task.model, s, (self.rate, self.body_rate), task.precision)
         # PyTorch warns of steps outside of a capture: the ones before it, and all of --graph off.
         self.optimiser._warned_capturable_if_run_uncaptured = True
         self.average = MovingAverage(task.model, s.average_decay) if s.average_decay else None
