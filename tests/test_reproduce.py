@@ -101,17 +101,15 @@ def test_systems_of_the_size_of_two_cores(table, data):
 
 
 def test_the_ablation_is_of_the_best_recipes_ingredients():
-    """Together they make up all that it changes, but for the length of the run and what goes with it."""
+    """Together they are all kinds of changes that it makes, but for the length of the run and what goes with it."""
     plain = settings.from_flags(["--recipe", "speechcommands/default"])[0]
     best = settings.from_flags(["--recipe", "speechcommands/best"])[0]
     changed = {name for name in vars(best) if getattr(best, name) != getattr(plain, name)}
-    tried = {}
+    tried = set()
     for system in tables.ABLATION:
-        flags = dict(zip(system.flags[::2], system.flags[1::2], strict=True))
-        tried |= {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags.items()}
-    assert changed - set(tried) == {"recipe", "warmup_epochs", "weight_decay", "roll"}
-    for name in set(tried) - {"epochs"}:
-        assert float(tried[name]) == getattr(best, name)
+        tried |= settings.from_flags(list(system.flags))[1]
+    assert changed - tried == {"recipe", "warmup_epochs", "weight_decay", "roll"} & changed
+    assert tried - changed == set()
 
 
 def test_a_control_differs_from_its_system_in_what_it_says():
