@@ -31,17 +31,23 @@ def lines() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean; times are medians.
 
-    Of CPUs: what `make gpu` trains shows that the run works there, and no model.
+    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Of a named recipe, as it stood last.
     """
     groups: dict[str, list[dict]] = {}
-    for row in (row for row in rows if "NVIDIA" not in row["machine"]):
+    rows = [row for row in rows if "NVIDIA" not in row["machine"]]
+    last = {_named(row): row["case"]["epochs"] for row in rows}
+    for row in (row for row in rows if not row.get("recipe") or row["case"]["epochs"] == last[_named(row)]):
         case = {name: value for name, value in row["case"].items() if name != "seed"}
         groups.setdefault(json.dumps([case, row.get("recipe"), row.get("changed")]), []).append(row)
     return "\n".join([HEAD, *(_row(group) for group in groups.values())])
 
 
+def _named(row: dict) -> tuple[str, str]:
+    return row.get("recipe") or "", row["case"]["model"]
+
+
 def _row(group: list[dict]) -> str:
-    case = group[0]["case"]
+    case, recipe = group[0]["case"], group[0].get("recipe")
     size = case["size"] + (f", {case['depth']} layers" if case["depth"] else "")
     patch = {"fftp": "FFTP", "square": "square"}[case["patch"]]
     geometry = f"{case['patch_time'] or {'fftp': 10, 'square': 16}[case['patch']]} frames"
@@ -50,7 +56,9 @@ def _row(group: list[dict]) -> str:
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
         DATA.get(case["data"]) or f"{case['csv']}, fold {case['test_fold']} held out",
-        f"{tables.NAMES[case['model']]}-{size}" + ("" if case["fused"] else ", float32 on the references"),
+        f"{tables.NAMES[case['model']]}-{size}"
+        + (f", `{recipe}`" if recipe else "")
+        + ("" if case["fused"] else ", float32 on the references"),
         f"{patch} {geometry}, {case['augment']}",
         epochs,
         _percent(group, "accuracy"),
