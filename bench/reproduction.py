@@ -169,11 +169,11 @@ def _ablation(rows: list[dict]) -> str:
         scores = [100 * row["metrics"][SCORE] for row in ours[system]]
         gains = differences(rows, _name(ours[system][0]), plain.key.removeprefix(papers.LAPTOP))
         ahead = f"{statistics.mean(gains):+.1f}" if gains and system is not plain else ""
-        table.append([system.name, str(len(scores)), _spread(scores), ahead, f"{_step(ours[system]):.0f}"])
+        table.append([system.name, str(len(scores)), _spread(scores), ahead])
     if not table:
         return ""
-    head = ["S3 for three epochs, and", "runs", "balanced, %", "ahead of nothing added", "ms a step"]
-    return "What each ingredient of `speechcommands/best` gives alone:\n\n" + tables.markdown(head, table)
+    head = ["S3 for three epochs, and", "runs", "balanced, %", "ahead of nothing added"]
+    return "What ingredients of `speechcommands/best` give alone:\n\n" + tables.markdown(head, table)
 
 
 def _best(rows: list[dict]) -> str:
@@ -198,10 +198,6 @@ def _best(rows: list[dict]) -> str:
         ["model and data", "M parameters", "epochs", "runs", "test accuracy, %", "balanced, %", "minutes", "machine"],
         table,
     )
-
-
-def _step(rows: list[dict]) -> float:
-    return min(row["step_ms"] for row in rows)
 
 
 def shown(rows: list[dict]) -> list[dict]:
