@@ -240,7 +240,8 @@ def _curve(row: dict) -> list[float]:
 def patches(drawn, rows: list[dict]) -> None:
     """Balanced accuracy on the test list against the number of patches: the form of the paper's Figure 4."""
     axes = drawn.subplots()
-    for kind, mark in (("square", "s"), ("fftp", "o")):
+    named: dict[int, list[tuple[float, str]]] = {}  # those with as many patches, whose points may lie on each other
+    for kind, mark, colour in (("square", "s", "tab:orange"), ("fftp", "o", "tab:blue")):
         found: dict[str, list[dict]] = {}
         for row in rows:
             if row["case"]["patch"] == kind:
@@ -248,16 +249,14 @@ def patches(drawn, rows: list[dict]) -> None:
         for name, ours in found.items():
             scores = [100 * row["metrics"][SCORE] for row in ours]
             bar = statistics.stdev(scores) if len(scores) > 1 else 0
+            x, y = ours[0]["patches"], statistics.mean(scores)
             filled = "full" if "specmask" in name else "none"
-            colour = {"square": "tab:orange", "fftp": "tab:blue"}[kind]
-            at = (ours[0]["patches"], statistics.mean(scores))
-            axes.errorbar(*[[v] for v in at], yerr=bar, marker=mark, fillstyle=filled, color=colour, capsize=3)
-            axes.annotate(
-                name.removeprefix("table2 ").removeprefix("ast_"),
-                at,
-                fontsize=6,
-                xytext=(5, 3),
-                textcoords="offset points",
-            )
+            axes.errorbar([x], [y], yerr=[bar], marker=mark, fillstyle=filled, color=colour, capsize=3)
+            named.setdefault(x, []).append((y, name.removeprefix("table2 ").removeprefix("ast_")))
+    for x, some in named.items():
+        text = "\n".join(f"{name} {score:.1f}" for score, name in sorted(some, reverse=True))
+        at = (x, statistics.mean(score for score, _ in some))
+        axes.annotate(text, at, fontsize=7, xytext=(9, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.15, y=0.15)
     axes.set(xlabel="patches of a clip of one second", ylabel="balanced accuracy on the test list, %")
     axes.grid(alpha=0.3)
