@@ -142,7 +142,7 @@ def _pairs(rows: list[dict]) -> str:
 
 def _verdict(mean: float, half: float) -> str:
     if math.isnan(half):
-        return "one seed: no spread"
+        return "one pair: no spread"
     return "shown" if abs(mean) > half else "within the spread"
 
 
