@@ -10,7 +10,7 @@ import pytest
 
 from bench import measure, plots, report, tables
 from bench.parts import PARTS
-from fftp import convert, export, listen
+from fftp import convert, explain, export, listen
 from fftp import report as page
 from kernels import ranges
 from tests import runs
@@ -200,10 +200,17 @@ def test_flags_in_code_spans_exist(path):
     known = {f"--{name.replace('_', '-')}" for name in settings.to_dict(settings.Settings())}
     known |= {
         f"--{field.name.replace('_', '-')}"
-        for options in (convert.Options, export.Options, listen.Options, reproduce.Options, page.Options)
+        for options in (
+            convert.Options,
+            explain.Options,
+            export.Options,
+            listen.Options,
+            reproduce.Options,
+            page.Options,
+        )
         for field in fields(options)
     }
-    other = {"--file", "--checkpoint", "--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
+    other = {"--json", "--embeddings", "--split", "--gpu", "--slow", "--check", "--help"}
     other |= {
         "--no-carry",
         "--markdown",
