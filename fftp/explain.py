@@ -18,11 +18,10 @@ from fftp.ast_model import AST
 from fftp.augment import Augment, AugmentSettings
 from fftp.errors import UserError
 from fftp.frontend import STATISTICS, FrontEnd, FrontEndSettings
-from fftp.mixture import Sound, mean_over, mixture
+from fftp.mixture import HOP_SECONDS, Sound, mean_over, mixture
 from fftp.patching import PatchGrid
 from fftp.predict import load
 
-HOP_SECONDS = 0.01
 MASK_COLOUR = "#3a86c8"
 FIGURE2_SEED = 9  # draws masks of both kinds, so that the picture shows them
 

@@ -10,7 +10,7 @@ SOUNDING = 0.6  # of a sound's share of a mixture
 LOUDNESS = 0.05  # root mean square of a sound there, of full scale
 PAUSE_DB = -40.0  # the noise beneath, over that
 SHORTEST = 0.2  # seconds of a sound
-HOP = 0.01  # seconds from frame to frame
+HOP_SECONDS = 0.01  # from frame to frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,6 @@ def mixture(clips: list[np.ndarray], names: list[str], length: int, rate: int) -
 
 def mean_over(sounds: list[Sound], heat: np.ndarray, rate: int) -> float:
     """Mean of heat `[T, F]`, which has mean 1 over all cells, over the frames of the sounds: 1 would be no preference."""
-    middle = (np.arange(len(heat)) + 0.5) * HOP * rate
+    middle = (np.arange(len(heat)) + 0.5) * HOP_SECONDS * rate
     inside = np.any([(middle >= sound.start) & (middle < sound.stop) for sound in sounds], axis=0)
     return float(heat[inside].mean() / heat.mean())
