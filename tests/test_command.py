@@ -32,21 +32,27 @@ def test_one_sentence(command, arguments, named, capsys):
     assert named in shown.err
 
 
-def test_a_closed_pipe_is_no_error():
-    """As `python -m train.statistics | head -1` does: whoever reads goes away after the first line."""
-    command = [
-        sys.executable,
-        "-m",
-        "train.statistics",
-        "--synth-train",
-        "60",
-        "--synth-validation",
-        "10",
-        "--synth-test",
-        "10",
-    ]
+def closed(*words):
+    """Exit code and stderr of a command whose reader goes away before its first word; `| head -1` does after a line."""
+    command = [sys.executable, "-m", *map(str, words)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         error = process.stderr.read()
-        assert process.wait(timeout=120) == 0
+        return process.wait(timeout=120), error
+
+
+FEW = ("--synth-train", 60, "--synth-validation", 10, "--synth-test", 10)
+
+
+@pytest.mark.parametrize("words", [("train.statistics", *FEW), ("train.run", "--help")], ids=["statistics", "help"])
+def test_a_closed_pipe_is_no_error(words):
+    code, error = closed(*words)
+    assert code == 0
     assert "Traceback" not in error
+
+
+def test_a_run_whose_reader_is_gone_ends_with_a_sentence(tmp_path):
+    code, error = closed("train.run", "--epochs", 1, "--depth", 1, *FEW, "--out", tmp_path / "run")
+    assert code == 1
+    assert "nobody reads" in error
+    assert error.count("\n") == 1

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fftp import checkpoint
+from fftp import checkpoint, command
 from fftp.errors import UserError
 from kernels.dispatch import BackendError
 from train import parallel
@@ -86,6 +86,11 @@ def told(error: BaseException, out: Path | None) -> int:
     elif isinstance(error, OSError) and checkpoint.disk_full(error):
         again = f"`{go_on(out)}`" if begun(out) else "run this command again"
         code, sentence = MENDABLE, f"error: The disk of {out or '.'} is full: make room, then {again}."
+    elif isinstance(error, BrokenPipeError):
+        quiet = command.closed_pipe()
+        if out is None:  # --help | head
+            return quiet
+        code, sentence = LOST, f"error: nobody reads this run's output any more, so it ends: {then}."
     elif isinstance(error, KeyboardInterrupt):
         code, sentence = INTERRUPTED, f"\ninterrupted: {then}."
     elif isinstance(error, Terminated):

@@ -108,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return command.closed_pipe()
     except OSError as error:
         if not checkpoint.disk_full(error):
             raise
