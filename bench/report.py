@@ -16,6 +16,8 @@ README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
 REPRODUCTION = ROOT / "docs" / "REPRODUCTION.md"
 BEGIN, END = "<!-- results: python -m bench.report -->", "<!-- end of results -->"
+DETAILS = "<!-- details: python -m bench.report -->"
+SHORTEST = 6  # epochs of README's rows: shorter runs compare something, and tell little of a model
 FIGURES = {"clips/s": "clips_per_second", "packed once, clips/s": "packing_clips_per_second"}  # column -> in a line
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
 HEAD = (
@@ -31,10 +33,13 @@ def lines() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean; times are medians.
 
-    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Of a named recipe, as it stood last.
+    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Of a named recipe, as it
+    stood last, and before the others.
     """
     groups: dict[str, list[dict]] = {}
-    rows = [row for row in rows if "NVIDIA" not in row["machine"]]
+    rows = [row for row in rows if "NVIDIA" not in row["machine"] and not row["case"].get("test_fold")]
+    rows = [row for row in rows if row["case"]["epochs"] >= SHORTEST]
+    rows.sort(key=lambda row: not row.get("recipe"))
     last = {_named(row): row["case"]["epochs"] for row in rows}
     for row in (row for row in rows if not row.get("recipe") or row["case"]["epochs"] == last[_named(row)]):
         case = {name: value for name, value in row["case"].items() if name != "seed"}
@@ -42,20 +47,20 @@ def table(rows: list[dict]) -> str:
     return "\n".join([HEAD, *(_row(group) for group in groups.values())])
 
 
-def _named(row: dict) -> tuple[str, str]:
-    return row.get("recipe") or "", row["case"]["model"]
+def _named(row: dict) -> tuple[str, str, str]:
+    return row.get("recipe") or "", row["case"]["model"], row["case"]["patch"]
 
 
 def _row(group: list[dict]) -> str:
     case, recipe = group[0]["case"], group[0].get("recipe")
     size = case["size"] + (f", {case['depth']} layers" if case["depth"] else "")
-    patch = {"fftp": "FFTP", "square": "square"}[case["patch"]]
+    patch = tables.PATCHES[case["patch"]]
     geometry = f"{case['patch_time'] or {'fftp': 10, 'square': 16}[case['patch']]} frames"
     if case["time_stride"]:
         geometry += f" / {case['time_stride']}"
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
-        DATA.get(case["data"]) or f"{case['csv']}, fold {case['test_fold']} held out",
+        DATA.get(case["data"], case["data"]),
         f"{tables.NAMES[case['model']]}-{size}"
         + (f", `{recipe}`" if recipe else "")
         + ("" if case["fused"] else ", float32 on the references"),
@@ -98,6 +103,7 @@ def _part(name, lines):
         texts += [plots.reference(f"performance_{which}.png", lines) for which in ("length", "batch")]
     else:
         texts = [tables.section(rows, _table)]
+        texts += [tables.as_good(lines("train"))] if name == "step" else []
     return "\n\n".join(texts)
 
 
@@ -130,16 +136,16 @@ def _rate(value: float | dict[str, float] | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 
-def rendered(text: str, content: str) -> str:
+def rendered(text: str, content: str, mark: str = BEGIN) -> str:
     """A document with the content between its marks.
 
     Raises ValueError when the marks are missing.
     """
-    before, begin, rest = text.partition(BEGIN)
+    before, begin, rest = text.partition(mark)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the document has no place for the results: it needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+        raise ValueError(f"the document has no place for the results: it needs the lines {mark} and {END}")
+    return f"{before}{mark}\n{content}\n{END}{after}"
 
 
 def main(arguments: list[str]) -> int:
@@ -147,10 +153,15 @@ def main(arguments: list[str]) -> int:
         print("error: python -m bench.report takes --check or nothing.", file=sys.stderr)
         return 2
     behind = 0
-    pages = {README: table(lines()), PERFORMANCE: performance(), REPRODUCTION: reproduction.page(measure.lines)}
-    for path, content in pages.items():
-        text = path.read_text()
-        new = rendered(text, content)
+    pages = {
+        README: {BEGIN: table(lines()) + "\n\n" + reproduction.brief(measure.lines)},
+        PERFORMANCE: {BEGIN: performance()},
+        REPRODUCTION: {BEGIN: reproduction.page(measure.lines), DETAILS: reproduction.details(measure.lines)},
+    }
+    for path, contents in pages.items():
+        text = new = path.read_text()
+        for mark, content in contents.items():
+            new = rendered(new, content, mark)
         behind += new != text
         if arguments:
             print(

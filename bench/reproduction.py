@@ -42,12 +42,41 @@ def page(lines: Callable[[str], list[dict]]) -> str:
     rows = newest(lines("reproduce"))
     sections = []
     for title, data, laptop in SECTIONS:
-        some = [row for row in rows if row["case"]["data"] == data and _laptop(row) == laptop]
-        parts = [part for part in (_systems(some), _pairs(some), _sweep(some), _ablation(some)) if part]
+        some = _of(rows, data, laptop)
+        parts = [part for part in (_systems(some), _pairs(some)) if part]
         sections += [f"### {title}", _about(some), *parts] if parts else []
     if best := _best([row for row in lines("train") if row.get("recipe") == BEST]):
         sections += [f"### Past the paper: `{BEST}`", best]
     return "\n\n".join(sections) or "No run has been collected yet."
+
+
+def details(lines: Callable[[str], list[dict]]) -> str:
+    """What the page has behind its answer: the sweep of rates and the ablation."""
+    some = _of(newest(lines("reproduce")), SPEECH, True)
+    return "\n\n".join(part for part in (_sweep(some), _ablation(some)) if part) or "No run has been collected yet."
+
+
+def brief(lines: Callable[[str], list[dict]]) -> str:
+    """README's: Table I's systems at the sizes of two CPU cores, on words and on sounds, beside the paper's figures."""
+    rows = newest(lines("reproduce"))
+    sets = [_of(rows, data, True) for data in (SPEECH, "folder")]
+    table = []
+    for system in papers.TABLE1:
+        found = [[row for row in some if _name(row) == system.recipe] for some in sets]
+        if any(found):
+            table.append([system.name, *map(_balanced, found), f"{system.paper['accuracy']:.2f}"])
+    head = ["system of Table I", "12 words, balanced, %", "ESC-10, balanced, %", "the paper, 35 words, %"]
+    return tables.markdown(head, table) if table else "No run has been collected yet."
+
+
+def _balanced(rows: list[dict]) -> str:
+    """The mean over runs, their deviation and their number."""
+    scores = [100 * row["metrics"][SCORE] for row in rows]
+    return f"{_spread(scores)} ({len(scores)})" if scores else ""
+
+
+def _of(rows: list[dict], data: str, laptop: bool) -> list[dict]:
+    return [row for row in rows if row["case"]["data"] == data and _laptop(row) == laptop]
 
 
 def newest(rows: list[dict]) -> list[dict]:
@@ -177,14 +206,14 @@ def _ablation(rows: list[dict]) -> str:
 
 
 def _best(rows: list[dict]) -> str:
-    """The recipe's runs as it stood last, by model, above what KWT's publication has on another set."""
-    last = {row["case"]["model"]: _kind(row) for row in rows}
+    """The recipe's runs as it stood last, by model and kind of patch, above what KWT's publication has on another set."""
+    last = {(row["case"]["model"], row["case"]["patch"]): _kind(row) for row in rows}
     table = []
-    for model, kind in last.items():
+    for (model, patch), kind in last.items():
         ours = [row for row in rows if _kind(row) == kind]
         accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
         parameters, epochs = ours[0]["parameters"] / 1e6, str(ours[0]["case"]["epochs"])
-        name = f"{tables.NAMES[model]}-{ours[0]['case']['size']}, twelve words"
+        name = f"{tables.NAMES[model]}-{ours[0]['case']['size']}, {tables.PATCHES[patch]} patches, twelve words"
         minutes = f"{min(row['seconds'] for row in ours) / 60:.0f}"
         cells = [f"{parameters:.1f}", epochs, str(len(ours)), _spread(accuracy), _spread(balanced), minutes]
         table.append([name, *cells, ours[0]["machine"]])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from kernels.ranges import PARTS as RANGES
 
 NAMES = {"ast": "AST", "aum": "AuM"}
+PATCHES = {"fftp": "FFTP", "square": "square"}
 NOT_MEASURED = "On a GPU: not measured."
 AUDIOSET_CLIPS, AUDIOSET_EPOCHS, GPUS = 1.7e6, 5, (1, 8, 64)
 
@@ -192,6 +193,26 @@ def whole_audioset(rows: list[dict]) -> str:
         f"{run}, on paper: the clips, at the rate of the steps measured on one, divided by the GPUs. Exchanging gradients, "
         f"evaluation and reading the files are not in it; several GPUs have not been measured.\n\n{markdown(head, cells)}"
     )
+
+
+def as_good(trained: list[dict]) -> str:
+    """Runs that differ in `--fused` alone, on CPUs: whether what is faster learns as well. Nothing where there are none."""
+    runs: dict[str, dict[bool, list[dict]]] = {}
+    for row in (r for r in trained if r["case"]["data"] == "speechcommands" and "NVIDIA" not in r["machine"]):
+        case = {name: value for name, value in row["case"].items() if name not in ("seed", "fused")}
+        kind = json.dumps([case, row.get("recipe"), row.get("changed"), row["machine"]])
+        runs.setdefault(kind, {}).setdefault(row["case"]["fused"], []).append(row)
+    cells = []
+    for both in (both for both in runs.values() if len(both) == 2):
+        for fused, name in ((False, "float32 on the references"), (True, "`--fused`, bfloat16 products")):
+            case, machine = both[fused][0]["case"], both[fused][0]["machine"]
+            scores = [100 * row["metrics"]["balanced_accuracy"] for row in both[fused]]
+            minutes = statistics.median(row["seconds"] for row in both[fused]) / 60
+            model = f"{NAMES[case['model']]}-{case['size']}, {case['epochs']} epochs, {machine}"
+            each = ", ".join(f"{score:.1f}" for score in scores)
+            cells.append([model, name, f"{statistics.mean(scores):.1f} ({each})", f"{minutes:.1f}"])
+    head = ["model", "how", "test, balanced, % (each seed)", "minutes (median)"]
+    return f"At equal accuracy, twelve spoken words:\n\n{markdown(head, cells)}" if cells else ""
 
 
 def step_parts(rows: list[dict]) -> str:

@@ -43,6 +43,41 @@ def test_a_table_of_the_benchmark(tmp_path):
     assert report.performance(tmp_path).count("On a GPU: not measured.") == len(PARTS) - 1
 
 
+def train_line(score, **changed):
+    case = {"data": "speechcommands", "model": "ast", "size": "tiny", "depth": 0, "patch": "fftp", "patch_time": 0}
+    case |= {
+        "time_stride": 4,
+        "augment": "specmask",
+        "epochs": 6,
+        "max_steps": 0,
+        "fused": True,
+        "seed": 0,
+        "test_fold": "",
+    }
+    recipe = changed.pop("recipe", "")
+    row = {"case": case | changed, "recipe": recipe, "changed": {}, "machine": "laptop", "seconds": 120.0}
+    return row | {"metrics": {"accuracy": score, "balanced_accuracy": score}, "samples_per_second": 10.0}
+
+
+def test_the_readmes_rows():
+    """Named recipes first, as they stood last; short runs, single folds and a GPU's are not there."""
+    rows = [train_line(0.5), train_line(0.7, seed=1), train_line(0.1, epochs=3), train_line(0.2, test_fold="5")]
+    rows += [train_line(0.3, recipe="best", epochs=64), train_line(0.9, recipe="best", epochs=48)]
+    rows += [train_line(0.8, recipe="best", epochs=20, patch="square"), train_line(0.4) | {"machine": "NVIDIA H200"}]
+    _, _, best, square, plain = report.table(rows).splitlines()
+    assert "`best` | FFTP 10 frames / 4, specmask | 48 | 90.0 |" in best
+    assert "`best` | square 16 frames / 4, specmask | 20 | 80.0 |" in square
+    assert "| **60.0** ± 14.1 (50.0, 70.0) | 2.0 | 10 |" in plain
+
+
+def test_what_is_faster_stands_beside_what_it_replaces():
+    rows = [train_line(0.5, fused=False), train_line(0.6), train_line(0.7, seed=1), train_line(0.9, epochs=7)]
+    *_, slow, fast = tables.as_good(rows).splitlines()
+    assert slow == "| AST-tiny, 6 epochs, laptop | float32 on the references | 50.0 (50.0) | 2.0 |"
+    assert fast == "| AST-tiny, 6 epochs, laptop | `--fused`, bfloat16 products | 65.0 (60.0, 70.0) | 2.0 |"
+    assert tables.as_good(rows[1:]) == ""
+
+
 def line_of(part, case, figures, machine="laptop", **more):
     return {"part": part, "case": case, "figures": figures, "machine": machine, "correct": True, "commit": "c"} | more
 

@@ -62,7 +62,12 @@ def test_the_page_from_lines(tmp_path):
     assert "| S1 AST square, SpecAugment | 7 | 6 | 3 | 51.0 ± 1.0 | 51.0 ± 1.0 | 1.5 | 85.27 |" in text
     assert "| ast_fftp - ast_square | 3 | +30.7 ± 1.4 | shown |" in text
     assert "| ast_fftp_specmask - ast_fftp | 3 | +0.0 ± 6.6 | within the spread |" in text
-    assert "| square, 3e-4 | 6 | 40.0 | 40.0 | 0.500 |" in text
+    of_sweep = "| square, 3e-4 | 6 | 40.0 | 40.0 | 0.500 |"
+    assert of_sweep not in text
+    assert of_sweep in reproduction.details(lambda part: measure.lines(part, tmp_path))
+    short = reproduction.brief(lambda part: measure.lines(part, tmp_path))
+    assert "| S1 AST square, SpecAugment | 51.0 ± 1.0 (3) |  | 85.27 |" in short
+    assert "| S2 AST FFTP, SpecAugment | 81.7 ± 1.5 (3) | 80.0 (1) | 93.73 |" in short
     assert "### Ten environmental sounds" in text
     assert "5 training, 3 validation and 4 test clips; laptop." in text
     # A run that is repeated counts once, as it came out last.
@@ -80,11 +85,20 @@ def test_the_best_recipe_stands_beside_kwt(tmp_path):
         }
         return made | {"case": made["case"] | {"epochs": epochs, "size": "tiny"}}
 
-    for row in (best(0, 0.5, 9), best(0, 0.95, 64), best(1, 0.97, 64), line("ast_fftp", 0, 0.3) | {"part": "train"}):
+    other = best(0, 0.9, 20)
+    other["case"]["patch"] = "square"
+    for row in (
+        best(0, 0.5, 9),
+        best(0, 0.95, 64),
+        other,
+        best(1, 0.97, 64),
+        line("ast_fftp", 0, 0.3) | {"part": "train"},
+    ):
         measure.append(row, tmp_path)
     text = reproduction.page(lambda part: measure.lines(part, tmp_path))
     # As the recipe stood last: the run of nine epochs was another one.
-    assert "| AST-tiny, twelve words | 5.6 | 64 | 2 | 96.0 ± 1.4 | 96.0 ± 1.4 | 2 | laptop |" in text
+    assert "| AST-tiny, FFTP patches, twelve words | 5.6 | 64 | 2 | 96.0 ± 1.4 | 96.0 ± 1.4 | 2 | laptop |" in text
+    assert "| AST-tiny, square patches, twelve words | 5.6 | 20 | 1 | 90.0 | 90.0 | 2 | laptop |" in text
     assert "| KWT-2, 35 words, as published | 2.4 | 140 |  | 97.74 ± 0.03 |  |  |  |" in text
 
 
@@ -104,4 +118,4 @@ def test_collected_lines_come_once(tmp_path, monkeypatch, capsys):
 def test_every_pair_is_of_systems():
     known = {system.recipe for system in (*reproduction.papers.TABLE1, *reproduction.papers.CONTROLS)}
     assert {name for _, one, other in reproduction.PAIRS for name in (one, other)} <= known
-    assert report.BEGIN in report.REPRODUCTION.read_text()
+    assert {report.BEGIN, report.DETAILS} <= set(report.REPRODUCTION.read_text().splitlines())
