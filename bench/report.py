@@ -33,8 +33,8 @@ def lines() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean; times are medians.
 
-    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Of a named recipe, as it
-    stood last, and before the others.
+    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Of a named recipe,
+    as it stood last, and before the others.
     """
     groups: dict[str, list[dict]] = {}
     rows = [row for row in rows if "NVIDIA" not in row["machine"] and not row["case"].get("test_fold")]
