@@ -110,7 +110,7 @@ def _check_onnx(opset):
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format onnx needs {' and '.join(missing)}: pip install 'fftp[onnx]', or take --format pt2, which needs nothing."
+            f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime, or take --format pt2, which needs nothing."
         )
     from onnx.defs import onnx_opset_version
 
@@ -164,7 +164,7 @@ def _runner(path, onnx) -> Callable[[np.ndarray], np.ndarray] | None:
 def _compared(run, model, config) -> str:
     """A sentence. Raises UserError for answers that are too far from ours."""
     if run is None:
-        return "not checked against ours: onnxruntime is not installed (pip install 'fftp[onnx]')"
+        return "not checked against ours: onnxruntime is not installed (pip install onnx onnxscript onnxruntime)"
     classifier = Classifier(model, config, precision="float32")
     rng, S, shortest, worst = np.random.default_rng(0), config.front_end.clip_samples, config.front_end.fbank.frame, 0.0
     lengths = [max(shortest, S // 3), S, 2 * S + S // 2]

@@ -18,7 +18,7 @@ def available() -> bool:
 def figure(width: float, height: float):
     """An empty figure of so many inches. Raises UserError where matplotlib is absent."""
     if not available():
-        raise UserError("Pictures need matplotlib: pip install 'fftp[plots]'.")
+        raise UserError("Pictures need matplotlib: pip install matplotlib.")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -51,7 +51,7 @@ def required():
         import huggingface_hub.errors
     except ImportError:
         raise UserError(
-            "The huggingface_hub package is not installed, and nothing else reaches the hub: pip install 'fftp[hub]'."
+            "The huggingface_hub package is not installed, and nothing else reaches the hub: pip install huggingface_hub."
         ) from None
     return huggingface_hub
 

@@ -138,7 +138,7 @@ def test_without_onnx_it_is_refused(folder, tmp_path, capsys, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ONNX else real(name))
     said = runs.run(capsys, folder, tmp_path / "model.onnx", command=export.main).sentence
-    assert "--format onnx needs onnx and onnxscript: pip install 'fftp[onnx]'" in said
+    assert "--format onnx needs onnx and onnxscript: pip install onnx onnxscript onnxruntime" in said
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):

@@ -319,7 +319,7 @@ def with_latencies(out: Path, plan: list[Run], kept: list[dict]) -> list[dict]:
 def draw(table: str, plan: list[Run], kept: list[dict], out: Path) -> None:
     """Learning curves of all systems, and for Table II the paper's Figure 4."""
     if not figures.available():
-        print("no pictures: matplotlib is not installed (pip install 'fftp[plots]').")
+        print("no pictures: matplotlib is not installed (pip install matplotlib).")
         return
     histories: dict[str, list[list[dict]]] = {}
     for run in plan:

@@ -518,7 +518,7 @@ def seconds_to(history: list[dict], name: str, own: float = 0.0) -> dict[str, fl
 
 def draw(task: Task, history: list[dict], scores: np.ndarray, targets: np.ndarray) -> None:
     if not figures.available():
-        print("no pictures: matplotlib is not installed (pip install 'fftp[plots]').")
+        print("no pictures: matplotlib is not installed (pip install matplotlib).")
         return
     pictures.learning_curves(history, task.out / "curves.png")
     if task.config.multi_label:
