@@ -110,7 +110,8 @@ def _check_onnx(opset):
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime, or take --format pt2, which needs nothing."
+            f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime, or take --format "
+            "pt2, which needs nothing."
         )
     from onnx.defs import onnx_opset_version
 
