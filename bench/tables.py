@@ -34,6 +34,13 @@ def newest(rows: list[dict]) -> list[dict]:
     return list({json.dumps(row["case"]): row for row in rows}.values())
 
 
+def recipe_of(row: dict) -> str:
+    """What a run of a named recipe was beside it: its model, patches and changed settings; "" for none."""
+    if not row.get("recipe"):
+        return ""
+    return json.dumps([row["recipe"], row["case"]["model"], row["case"]["patch"], row["changed"]])
+
+
 def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
     """Machine -> the newest line of each of its cases."""
     machines: dict[str, list[dict]] = {}
