@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from train import reproduce
-from train.lines import line_of
+from train.lines import curve_of, line_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,7 +25,7 @@ def main(folders: list[str]) -> int:
                     raise ValueError(f"{folder} is from before learning curves were kept: its lines are of no use.")
                 found["reproduce.jsonl"] += many
             else:
-                found["train.jsonl"].append(line_of(folder))
+                found["train.jsonl"].append(line_of(folder) | {"curve": curve_of(folder)})
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

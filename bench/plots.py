@@ -128,7 +128,7 @@ PLOTS = {
         draw=_roofline,
     ),
     "reproduction_curves.png": Plot(
-        title="Learning curves", parts=("reproduce",), chosen=reproduction.shown, draw=reproduction.curves
+        title="Learning curves", parts=("reproduce", "train"), chosen=reproduction.shown, draw=reproduction.curves
     ),
     "reproduction_patches.png": Plot(
         title="Patches against accuracy",

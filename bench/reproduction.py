@@ -205,12 +205,16 @@ def _ablation(rows: list[dict]) -> str:
     return "What ingredients of `speechcommands/best` give alone:\n\n" + tables.markdown(head, table)
 
 
+def _as_it_stands(rows: list[dict]) -> list[list[dict]]:
+    """Runs of a named recipe as it stood last, those of a kind together; with other settings it is another kind."""
+    last = {tables.recipe_of(row): _kind(row) for row in rows}
+    return [[row for row in rows if _kind(row) == kind] for kind in last.values()]
+
+
 def _best(rows: list[dict]) -> str:
     """The recipe's runs as it stood last, and those with other settings, above what KWT's publication has on another set."""
-    last = {tables.recipe_of(row): _kind(row) for row in rows}
     table = []
-    for kind in last.values():
-        ours = [row for row in rows if _kind(row) == kind]
+    for ours in _as_it_stands(rows):
         case = ours[0]["case"]
         accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
         name = f"{tables.NAMES[case['model']]}-{case['size']}, {tables.PATCHES[case['patch']]} patches, twelve words"
@@ -232,7 +236,10 @@ def _best(rows: list[dict]) -> str:
 
 
 def shown(rows: list[dict]) -> list[dict]:
-    """What the learning curves are drawn from: Table I's systems and controls on words."""
+    """What the learning curves are drawn from, on words: Table I's systems and controls, and runs of the best recipe."""
+    if any(row["part"] == "train" for row in rows):
+        best = [row for row in rows if row.get("recipe") == BEST and "curve" in row]
+        return [row for ours in _as_it_stands(best) for row in ours]
     names = {system.key for system in (*papers.TABLE1, *papers.CONTROLS)}
     return [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and _name(r) in names]
 
@@ -245,23 +252,37 @@ def with_patches(rows: list[dict]) -> list[dict]:
 
 
 def curves(drawn, rows: list[dict]) -> None:
-    """Balanced accuracy on the validation list by epoch, and by minutes of training: means over the seeds."""
-    by_epoch, by_minutes = drawn.subplots(1, 2, sharey=True)
-    systems = [system for system in (*papers.TABLE1, *papers.CONTROLS) if any(_name(r) == system.recipe for r in rows)]
-    for number, system in enumerate(systems):
-        ours = [row for row in rows if _name(row) == system.recipe]
-        # Seeds may have stopped in other epochs: the mean is over those that all have.
-        scores = [statistics.mean(points) for points in zip(*(_curve(row) for row in ours), strict=False)]
-        epoch = min(row["seconds"] for row in ours) / 60 / len(scores)  # other work on a machine only adds to a time
-        style = "--" if "square" in system.recipe else "-"
-        at = range(1, len(scores) + 1)
-        for axes, x in ((by_epoch, list(at)), (by_minutes, [epoch * i for i in at])):
-            axes.plot(x, scores, style, marker=".", color=f"C{number % 10}", label=system.name)
-    by_epoch.set(xlabel="epoch", ylabel="balanced accuracy on the validation list, %")
-    by_minutes.set(xlabel="minutes of training")
-    for axes in (by_epoch, by_minutes):
+    """Balanced accuracy on the validation list by minutes of training, of the systems and of the best recipe: a mark an
+    epoch, means over the seeds."""
+    systems, past = drawn.subplots(1, 2)
+    of_tables = [row for row in rows if row["part"] != "train"]
+    for number, system in enumerate((*papers.TABLE1, *papers.CONTROLS)):
+        if ours := [row for row in of_tables if _name(row) == system.recipe]:
+            style = "--" if "square" in system.recipe else "-"
+            systems.plot(*_mean_curve(ours), style, marker=".", color=f"C{number % 10}", label=system.name)
+    for number, kind in enumerate(_as_it_stands([row for row in rows if row["part"] == "train"])):
+        for machine in dict.fromkeys(row["machine"] for row in kind):
+            ours, case = [row for row in kind if row["machine"] == machine], kind[0]["case"]
+            label = f"{tables.NAMES[case['model']]} {tables.PATCHES[case['patch']]}, {case['epochs']} epochs, {machine}"
+            label += f", {len(ours)} runs" if len(ours) > 1 else ""
+            style = "--" if case["patch"] == "square" else "-"
+            past.plot(*_mean_curve(ours), style, marker=".", markersize=3, color=f"C{number}", label=label)
+    systems.set(ylabel="balanced accuracy, validation list, %", title="Table I and controls")
+    past.set(ylim=(80, 100), title=BEST)
+    for axes in (systems, past):
         axes.grid(alpha=0.3)
-    by_minutes.legend(fontsize=7)
+        axes.title.set_size(9)
+        axes.set_xlabel("minutes of training")
+        if axes.lines:
+            axes.legend(fontsize=6, loc="center right" if axes is systems else "lower right")
+
+
+def _mean_curve(rows: list[dict]) -> tuple[list[float], list[float]]:
+    """Minutes after each epoch, by the fastest run, as other work on a machine only adds to a time; scores in percent."""
+    # Seeds may have stopped in other epochs: the mean is over those that all have.
+    scores = [statistics.mean(points) for points in zip(*(_curve(row) for row in rows), strict=False)]
+    epoch = min(row["seconds"] / len(row["curve"]) for row in rows) / 60
+    return [epoch * (i + 1) for i in range(len(scores))], scores
 
 
 def _curve(row: dict) -> list[float]:

@@ -190,12 +190,17 @@ def test_pictures_show_the_newest_lines(tmp_path):
     measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
     for name, patches in (("ast_square", 64), ("ast_fftp", 30)):
         measure.append(reproduce_line(name, 0, 0.5, patches=patches), tmp_path)
+    best = reproduce_line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": "speechcommands/best"}
+    measure.append(best, tmp_path)
     assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
     plots.write(tmp_path, lines)
     assert plots.behind(tmp_path, lines) == []
     for name in plots.PLOTS:
         assert runs.drawn(tmp_path / name)
         assert (tmp_path / name).stat().st_size < 200_000
+    measure.append(best | {"machine": "another"}, tmp_path)
+    assert plots.behind(tmp_path, lines) == ["reproduction_curves.png"]
+    plots.write(tmp_path, lines)
     measure.append(scale_line(2, 1.6), tmp_path)
     assert plots.behind(tmp_path, lines) == ["performance_length.png"]
     (tmp_path / "step_parts.jsonl").unlink()
