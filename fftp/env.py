@@ -88,11 +88,12 @@ def check(device: str, backends: dict[str, str] | None = None) -> list[Checked]:
     """
     rows = []
     for operation, call, tensors in _cases(device):
+        dtype = "bfloat16" if tensors[0].dtype == torch.bfloat16 else "float32"
         reference = TABLE[operation][-1].name
         exact = _run(operation, reference, call, [t.double() if t.is_floating_point() else t for t in tensors])
         plain = _run(operation, reference, call, tensors)
         for backend in TABLE[operation][:-1]:
-            if backend.refuses(device, "float32") or (backends and backends.get(operation) != backend.name):
+            if backend.refuses(device, dtype) or (backends and backends.get(operation) != backend.name):
                 continue
             got = _run(operation, backend.name, call, tensors, not backend.forward_only)
             results = zip(got, exact[: len(got)], plain[: len(got)], strict=True)
@@ -111,7 +112,7 @@ def _error(found, exact):
 def _slack(operation, exact):
     if operation == "fbank":
         return 1e-4
-    return 2**-23 * float(exact.abs().max()) if exact.is_floating_point() else 0.0
+    return 2**-23 * float(exact.abs().max()) if exact.is_floating_point() else 0.0  # of float32, for bfloat16 too
 
 
 def _run(operation, backend, call, tensors, gradients=True):
@@ -125,7 +126,8 @@ def _run(operation, backend, call, tensors, gradients=True):
             return out
         if not gradients:
             return [out]
-        weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+        # The same numbers in every type.
+        weight = torch.linspace(-1, 1, out.numel(), device=out.device).bfloat16().to(out.dtype).view_as(out)
         return [out.detach(), *torch.autograd.grad((out * weight).sum(), tensors)]
     finally:
         if before is None:
@@ -135,7 +137,10 @@ def _run(operation, backend, call, tensors, gradients=True):
 
 
 def _cases(device):
-    """(operation, function of its tensors, tensors) on small awkward sizes. A tuple that comes back has no gradients."""
+    """(operation, function of its tensors, tensors) on small awkward sizes, in bfloat16 where only that has other backends.
+
+    A tuple that comes back has no gradients.
+    """
     generator = torch.Generator().manual_seed(0)
     tickets = torch.arange(33, device=device)
 
@@ -200,6 +205,12 @@ def _cases(device):
         return kernels.patch_embed(log_mel, weight, bias, (3, 16), position, tokens, 1)
 
     yield "patch_embed", embed, [made(3, 31, 16), made(24, 1, 5, 16), made(24), made(9, 24), made(2, 24)]
+
+    def attention(x, bias):
+        return kernels.attention(x, 2, bias)
+
+    yield "attention", attention, [made(2, 37, 3 * 2 * 64).bfloat16(), made(3 * 2 * 64)]
+    yield "linear", kernels.linear, [made(2, 37, 128).bfloat16(), made(192, 128).bfloat16()]
 
     def scan(u, delta, A, B, C, D, z, bias, A_backward):
         return kernels.selective_scan(u, delta, -A.exp(), B, C, D, z, bias, -A_backward.exp())

@@ -34,7 +34,8 @@ def test_check_compares_each_fused_backend_with_its_reference(capsys):
     ended = runs.run(capsys, "--check", command=env.main)
     assert ended.code == 0
     checked = {tuple(line.split()[:2]) for line in ended.out.splitlines() if line.endswith(": ok")}
-    assert ("selective_scan", "blocked") in checked or torch.cuda.is_available()
+    here = {("selective_scan", "blocked"), ("attention", "products")}  # the second has only bfloat16
+    assert here <= checked or torch.cuda.is_available()
     assert "WRONG" not in ended.out
 
 
