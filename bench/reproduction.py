@@ -260,13 +260,13 @@ def curves(drawn, rows: list[dict]) -> None:
         if ours := [row for row in of_tables if _name(row) == system.recipe]:
             style = "--" if "square" in system.recipe else "-"
             systems.plot(*_mean_curve(ours), style, marker=".", color=f"C{number % 10}", label=system.name)
-    for number, kind in enumerate(_as_it_stands([row for row in rows if row["part"] == "train"])):
+    for kind in _as_it_stands([row for row in rows if row["part"] == "train"]):
         for machine in dict.fromkeys(row["machine"] for row in kind):
             ours, case = [row for row in kind if row["machine"] == machine], kind[0]["case"]
             label = f"{tables.NAMES[case['model']]} {tables.PATCHES[case['patch']]}, {case['epochs']} epochs, {machine}"
             label += f", {len(ours)} runs" if len(ours) > 1 else ""
             style = "--" if case["patch"] == "square" else "-"
-            past.plot(*_mean_curve(ours), style, marker=".", markersize=3, color=f"C{number}", label=label)
+            past.plot(*_mean_curve(ours), style, marker=".", markersize=3, label=label)
     systems.set(ylabel="balanced accuracy, validation list, %", title="Table I and controls")
     past.set(ylim=(80, 100), title=BEST)
     for axes in (systems, past):
