@@ -21,8 +21,8 @@ SHORTEST = 6  # epochs of README's rows: shorter runs compare something, and tel
 FIGURES = {"clips/s": "clips_per_second", "packed once, clips/s": "packing_clips_per_second"}  # column -> in a line
 DATA = {"synth": "synth", "speechcommands": "12 spoken words"}
 HEAD = (
-    "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes | machine |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| data | system | patches, mask | epochs | test accuracy, % | balanced, % | minutes |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -31,26 +31,18 @@ def lines() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean; times are the
-    fastest run's, as other work on a machine only adds to them.
+    """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean.
 
-    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Of a named recipe,
-    as it stood last, and before the others.
+    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Named recipes first.
     """
-    groups: dict[str, list[dict]] = {}
     rows = [row for row in rows if "NVIDIA" not in row["machine"] and not row["case"].get("test_fold")]
     rows = [row for row in rows if row["case"]["epochs"] >= SHORTEST]
     rows.sort(key=lambda row: not row.get("recipe"))
-    last = {tables.recipe_of(row): row["case"]["epochs"] for row in rows}
-    for row in (row for row in rows if not row.get("recipe") or row["case"]["epochs"] == last[tables.recipe_of(row)]):
-        case = {name: value for name, value in row["case"].items() if name != "seed"}
-        groups.setdefault(json.dumps([case, row.get("recipe"), row.get("changed")]), []).append(row)
-    return "\n".join([HEAD, *(_row(group) for group in groups.values())])
+    return "\n".join([HEAD, *(_row(group) for group in tables.kinds(rows))])
 
 
 def _row(group: list[dict]) -> str:
     case, recipe = group[0]["case"], group[0].get("recipe")
-    fastest = min(group, key=lambda row: row["seconds"])
     size = case["size"] + (f", {case['depth']} layers" if case["depth"] else "")
     patch = tables.PATCHES[case["patch"]]
     geometry = f"{case['patch_time'] or {'fftp': 10, 'square': 16}[case['patch']]} frames"
@@ -66,8 +58,7 @@ def _row(group: list[dict]) -> str:
         epochs,
         _percent(group, "accuracy"),
         _percent(group, "balanced_accuracy"),
-        f"{fastest['seconds'] / 60:.1f}",
-        fastest["machine"],
+        tables.minutes(group),
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -1,14 +1,14 @@
 """docs/REPRODUCTION.md: Table I on real recordings and its controls, from the collected lines of `train.reproduce`."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 from bench import tables
 from train import tables as papers
 
-SPEECH = "speechcommands"
+SPEECH, SOUNDS = "speechcommands", "esc10.csv"
 # Two-sided 95 % quantile of Student's t for 1, 2, 3 ... degrees of freedom.
 T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 # What two rows differ in, and which: system minus system.
@@ -33,7 +33,7 @@ BEST = "speechcommands/best"
 SECTIONS = (
     ("Spoken words, the paper's sizes", SPEECH, False),
     ("Twelve spoken words", SPEECH, True),
-    ("Ten environmental sounds, each fold held out once", "folder", True),
+    ("Ten environmental sounds, each fold held out once", SOUNDS, True),
 )
 
 
@@ -59,13 +59,13 @@ def details(lines: Callable[[str], list[dict]]) -> str:
 def brief(lines: Callable[[str], list[dict]]) -> str:
     """README's: Table I's systems at the sizes of two CPU cores, on words and on sounds, beside the paper's figures."""
     rows = newest(lines("reproduce"))
-    sets = [_of(rows, data, True) for data in (SPEECH, "folder")]
+    sets = [_of(rows, data, True) for data in (SPEECH, SOUNDS)]
     table = []
     for system in papers.TABLE1:
         found = [[row for row in some if _name(row) == system.recipe] for some in sets]
         if any(found):
             table.append([system.name, *map(_balanced, found), f"{system.paper['accuracy']:.2f}"])
-    head = ["system of Table I", "12 words, balanced, %", "ESC-10, balanced, %", "the paper, 35 words, %"]
+    head = ["system of Table I", "12 words, balanced, %", "ESC-10, balanced, %", "the paper, 35 words, accuracy, %"]
     return tables.markdown(head, table) if table else "No run has been collected yet."
 
 
@@ -76,23 +76,22 @@ def _balanced(rows: list[dict]) -> str:
 
 
 def _of(rows: list[dict], data: str, laptop: bool) -> list[dict]:
-    return [row for row in rows if row["case"]["data"] == data and _laptop(row) == laptop]
+    return [row for row in rows if _data(row) == data and _laptop(row) == laptop]
+
+
+def _data(row: dict) -> str:
+    """The data set; of one's own recordings the CSV's name."""
+    return Path(row["case"]["csv"]).name if row["case"]["data"] == "folder" else row["case"]["data"]
 
 
 def newest(rows: list[dict]) -> list[dict]:
     """The last line of each run; of a system that has runs of several lengths or settings, those like the last."""
-    last = {(row["case"]["data"], row["system"]): _kind(row) for row in rows}
+    last = {(_data(row), row["system"]): tables.kind_of(row) for row in rows}
     runs = {}
     for row in rows:
-        if _kind(row) == last[row["case"]["data"], row["system"]]:
-            runs[row["case"]["data"], row["system"], row["case"]["seed"], row["case"]["test_fold"]] = row
+        if tables.kind_of(row) == last[_data(row), row["system"]]:
+            runs[_data(row), row["system"], row["case"]["seed"], row["case"]["test_fold"]] = row
     return list(runs.values())
-
-
-def _kind(row: dict) -> str:
-    """All that a run was, but for its seed and fold."""
-    case = {name: value for name, value in row["case"].items() if name not in ("seed", "test_fold")}
-    return json.dumps([case, row["recipe"], row["changed"]])
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -201,29 +200,19 @@ def _ablation(rows: list[dict]) -> str:
         table.append([system.name, str(len(scores)), _spread(scores), ahead])
     if not table:
         return ""
-    head = ["S3 for three epochs, and", "runs", "balanced, %", "ahead of nothing added"]
+    head = ["S3 for three epochs, and", "runs", "test, balanced, %", "ahead of nothing added"]
     return "What ingredients of `speechcommands/best` give alone:\n\n" + tables.markdown(head, table)
 
 
-def _as_it_stands(rows: list[dict]) -> list[list[dict]]:
-    """Runs of a named recipe as it stood last, those of a kind together; with other settings it is another kind."""
-    last = {tables.recipe_of(row): _kind(row) for row in rows}
-    return [[row for row in rows if _kind(row) == kind] for kind in last.values()]
-
-
 def _best(rows: list[dict]) -> str:
-    """The recipe's runs as it stood last, and those with other settings, above what KWT's publication has on another set."""
+    """The recipe's runs as it stands, and those with other settings, above what KWT's publication has on another set."""
     table = []
-    for ours in _as_it_stands(rows):
+    for ours in tables.kinds(rows):
         case = ours[0]["case"]
         accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
         name = f"{tables.NAMES[case['model']]}-{case['size']}, {tables.PATCHES[case['patch']]} patches, twelve words"
-        seconds: dict[str, float] = {}
-        for row in ours:
-            seconds[row["machine"]] = min(row["seconds"], seconds.get(row["machine"], math.inf))
-        minutes = "; ".join(f"{time / 60:.0f} ({machine})" for machine, time in seconds.items())
         cells = [name, f"{ours[0]['parameters'] / 1e6:.1f}", str(case["epochs"]), str(len(ours))]
-        table.append([*cells, _spread(accuracy), _spread(balanced), minutes])
+        table.append([*cells, _spread(accuracy), _spread(balanced), tables.minutes(ours)])
     if not table:
         return ""
     for name, parameters, accuracy, deviation in papers.KWT:
@@ -239,7 +228,7 @@ def shown(rows: list[dict]) -> list[dict]:
     """What the learning curves are drawn from, on words: Table I's systems and controls, and runs of the best recipe."""
     if any(row["part"] == "train" for row in rows):
         best = [row for row in rows if row.get("recipe") == BEST and "curve" in row]
-        return [row for ours in _as_it_stands(best) for row in ours]
+        return [row for ours in tables.kinds(best) for row in ours]
     names = {system.key for system in (*papers.TABLE1, *papers.CONTROLS)}
     return [r for r in newest(rows) if r["case"]["data"] == SPEECH and _laptop(r) and _name(r) in names]
 
@@ -253,14 +242,14 @@ def with_patches(rows: list[dict]) -> list[dict]:
 
 def curves(drawn, rows: list[dict]) -> None:
     """Balanced accuracy on the validation list by minutes of training, of the systems and of the best recipe: a mark an
-    epoch, means over the seeds."""
+    epoch, means over the seeds, for the best recipe over those of one machine."""
     systems, past = drawn.subplots(1, 2)
     of_tables = [row for row in rows if row["part"] != "train"]
     for number, system in enumerate((*papers.TABLE1, *papers.CONTROLS)):
         if ours := [row for row in of_tables if _name(row) == system.recipe]:
             style = "--" if "square" in system.recipe else "-"
             systems.plot(*_mean_curve(ours), style, marker=".", color=f"C{number % 10}", label=system.name)
-    for kind in _as_it_stands([row for row in rows if row["part"] == "train"]):
+    for kind in tables.kinds([row for row in rows if row["part"] == "train"]):
         for machine in dict.fromkeys(row["machine"] for row in kind):
             ours, case = [row for row in kind if row["machine"] == machine], kind[0]["case"]
             label = f"{tables.NAMES[case['model']]} {tables.PATCHES[case['patch']]}, {case['epochs']} epochs, {machine}"
@@ -309,6 +298,6 @@ def patches(drawn, rows: list[dict]) -> None:
         text = "\n".join(f"{name} {score:.1f}" for score, name in sorted(some, reverse=True))
         at = (x, statistics.mean(score for score, _ in some))
         axes.annotate(text, at, fontsize=7, xytext=(9, 0), textcoords="offset points", va="center")
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.3, y=0.15)
     axes.set(xlabel="patches of a clip of one second", ylabel="balanced accuracy on the test list, %")
     axes.grid(alpha=0.3)

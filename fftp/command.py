@@ -5,6 +5,7 @@ import difflib
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -37,6 +38,15 @@ def parse(target: Callable, arguments: list[str], prog: str, options: type, conf
             raise UserError(f"{prog} has no flag {word!r}: {hint}")
     given = " ".join(arguments)
     raise UserError(f"{prog} cannot make sense of {given!r}: `{prog} --help` shows what it takes.")
+
+
+def reader_gone() -> bool:
+    """Whether a BrokenPipeError was of our output, not of another process's."""
+    if not hasattr(select, "poll"):
+        return True
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in output.poll(0))
 
 
 def closed_pipe() -> int:

@@ -97,8 +97,8 @@ def check(device: str, backends: dict[str, str] | None = None) -> list[Checked]:
                 continue
             got = _run(operation, backend.name, call, tensors, not backend.forward_only)
             results = zip(got, exact[: len(got)], plain[: len(got)], strict=True)
-            triples = [(_error(a, b), _error(c, b), b) for a, b, c in results]
-            good = all(ours <= 2 * theirs + _slack(operation, b) for ours, theirs, b in triples)
+            triples = [(_error(a, b), _error(c, b), _slack(operation, a.dtype, b)) for a, b, c in results]
+            good = all(ours <= 2 * theirs + slack for ours, theirs, slack in triples)
             worst = [max(t[i] for t in triples) for i in (0, 1)]
             rows.append(Checked(operation, backend.name, *worst, good))
     return rows
@@ -109,10 +109,10 @@ def _error(found, exact):
     return float(error) if error.isfinite() else float("inf")
 
 
-def _slack(operation, exact):
+def _slack(operation, dtype, exact):
     if operation == "fbank":
         return 1e-4
-    return 2**-23 * float(exact.abs().max()) if exact.is_floating_point() else 0.0  # of float32, for bfloat16 too
+    return torch.finfo(dtype).eps * float(exact.abs().max()) if exact.is_floating_point() else 0.0
 
 
 def _run(operation, backend, call, tensors, gradients=True):

@@ -55,26 +55,40 @@ def train_line(score, **changed):
         "test_fold": "",
     }
     recipe = changed.pop("recipe", "")
-    row = {"case": case | changed, "recipe": recipe, "changed": {}, "machine": "laptop", "seconds": 120.0}
+    row = {
+        "case": case | changed,
+        "recipe": recipe,
+        "changed": {},
+        "machine": "laptop",
+        "seconds": 120.0,
+        "precision": "bfloat16",
+    }
     return row | {"metrics": {"accuracy": score, "balanced_accuracy": score}}
 
 
 def test_the_readmes_rows():
-    """Named recipes first, as they stood last; short runs, single folds and a GPU's are not there."""
+    """Named recipes first, as they stand; short runs, single folds and a GPU's are not there."""
+    best = {"recipe": "speechcommands/best"}
     rows = [train_line(0.5), train_line(0.7, seed=1), train_line(0.1, epochs=3), train_line(0.2, test_fold="5")]
-    rows += [train_line(0.3, recipe="best", epochs=64), train_line(0.9, recipe="best", epochs=48)]
-    rows += [train_line(0.8, recipe="best", epochs=20, patch="square"), train_line(0.4) | {"machine": "NVIDIA H200"}]
+    rows += [train_line(0.9, epochs=48, **best), train_line(0.3, epochs=64, **best)]
+    rows += [train_line(0.8, epochs=20, patch="square", **best) | {"changed": {"keep_tokens": 0}}]
+    rows += [train_line(0.4) | {"machine": "NVIDIA H200"}]
     _, _, best, square, plain = report.table(rows).splitlines()
-    assert "`best` | FFTP 10 frames / 4, specmask | 48 | 90.0 |" in best
-    assert "`best` | square 16 frames / 4, specmask | 20 | 80.0 |" in square
-    assert "| **60.0** ± 14.1 (50.0, 70.0) | 2.0 | laptop |" in plain
+    assert "`speechcommands/best` | FFTP 10 frames / 4, specmask | 48 | 90.0 |" in best
+    assert "`speechcommands/best` | square 16 frames / 4, specmask | 20 | 80.0 |" in square
+    assert "| **60.0** ± 14.1 (50.0, 70.0) | 2.0 (laptop) |" in plain
 
 
 def test_what_is_faster_stands_beside_what_it_replaces():
-    rows = [train_line(0.5, fused=False), train_line(0.6), train_line(0.7, seed=1), train_line(0.9, epochs=7)]
+    rows = [
+        train_line(0.5, fused=False) | {"precision": "float32"},
+        train_line(0.6),
+        train_line(0.7, seed=1),
+        train_line(0.9, epochs=7),
+    ]
     *_, slow, fast = tables.as_good(rows).splitlines()
-    assert slow == "| AST-tiny, 6 epochs, laptop | float32 on the references | 50.0 (50.0) | 2.0 |"
-    assert fast == "| AST-tiny, 6 epochs, laptop | `--fused`, bfloat16 products | 65.0 (60.0, 70.0) | 2.0 |"
+    assert slow == "| AST-tiny, 6 epochs | the references, float32 | 50.0 (50.0) | 2.0 (laptop) |"
+    assert fast == "| AST-tiny, 6 epochs | `--fused`, bfloat16 | 65.0 (60.0, 70.0) | 2.0 (laptop) |"
     assert tables.as_good(rows[1:]) == ""
 
 
@@ -190,7 +204,7 @@ def test_pictures_show_the_newest_lines(tmp_path):
     measure.append(line_of("fbank", {"B": 32}, {}, "NVIDIA H200", share=0.5), tmp_path)
     for name, patches in (("ast_square", 64), ("ast_fftp", 30)):
         measure.append(reproduce_line(name, 0, 0.5, patches=patches), tmp_path)
-    best = reproduce_line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": "speechcommands/best"}
+    best = reproduce_line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": "speechcommands/best", "changed": {"lr": 1}}
     measure.append(best, tmp_path)
     assert plots.behind(tmp_path, lines) == list(plots.PLOTS)
     plots.write(tmp_path, lines)
@@ -269,14 +283,19 @@ def test_flags_in_code_spans_exist(path):
     assert named <= known | other, named - known - other
 
 
-def test_readme_commands_of_train_run_parse():
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"^python -m train\.run (.*)$", text, flags=re.MULTILINE)
-    assert len(commands) >= 3
-    for command in commands:
-        flags = shlex.split(command.split("#")[0])
-        if "--help" not in flags:
-            settings.from_flags(flags)
+@pytest.mark.parametrize(("document", "least"), [("README.md", 7), ("docs/REPRODUCTION.md", 9)])
+def test_commands_that_train_parse(document, least):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python -m train\.(run|reproduce) (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) >= least
+    for program, command in commands:
+        words = shlex.split(command.split("#")[0])
+        if program == "reproduce":
+            (table, *own), _, extra = reproduce._split(words)
+            options = reproduce.command.parse(reproduce.Options, own, "", reproduce.Options)
+            assert reproduce.plan_of(table, options, tuple(extra), Path("out"))
+        elif "--help" not in words:
+            settings.from_flags(words)
 
 
 def test_pins_satisfy_the_ranges():

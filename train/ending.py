@@ -86,7 +86,7 @@ def told(error: BaseException, out: Path | None) -> int:
     elif isinstance(error, OSError) and checkpoint.disk_full(error):
         again = f"`{go_on(out)}`" if begun(out) else "run this command again"
         code, sentence = MENDABLE, f"error: The disk of {out or '.'} is full: make room, then {again}."
-    elif isinstance(error, BrokenPipeError):
+    elif isinstance(error, BrokenPipeError) and command.reader_gone():
         quiet = command.closed_pipe()
         if out is None:  # --help | head
             return quiet

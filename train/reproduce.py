@@ -109,7 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        return command.closed_pipe()
+        if not command.reader_gone():
+            raise
+        quiet = command.closed_pipe()
+        if out is None or options.dry_run:
+            return quiet
+        then = f"go on with `{go_on(own, extra, out)}`"
+        print(f"error: nobody reads this command's output any more, so it ends: {then}.", file=sys.stderr)
+        return 1
     except OSError as error:
         if not checkpoint.disk_full(error):
             raise
