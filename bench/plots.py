@@ -166,7 +166,7 @@ def write(folder: Path, lines: Callable[[str], list[dict]]) -> None:
         elif not _shows(plot, folder / name, rows):
             drawn = figures.figure(*(9, 1.2 + 0.16 * len(rows)) if plot.draw is _roofline else (8, 3.6))
             plot.draw(drawn, rows)
-            machines = ", ".join(dict.fromkeys(row["machine"].partition(", ")[0] for row in rows))
+            machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
             drawn.suptitle(f"{plot.title}: {machines}", fontsize=10)
             figures.save(drawn, folder / name, {NOTE: _digest(plot, rows)})
 

@@ -51,8 +51,13 @@ def test_a_closed_pipe_is_no_error(words):
     assert "Traceback" not in error
 
 
-def test_a_run_whose_reader_is_gone_ends_with_a_sentence(tmp_path):
-    code, error = closed("train.run", "--epochs", 1, "--depth", 1, *FEW, "--out", tmp_path / "run")
+@pytest.mark.parametrize(
+    "words",
+    [("train.run", "--epochs", 1, "--depth", 1, *FEW), ("train.reproduce", "table1", "--data", "synth")],
+    ids=["run", "reproduce"],
+)
+def test_a_run_whose_reader_is_gone_ends_with_a_sentence(words, tmp_path):
+    code, error = closed(*words, "--out", tmp_path / "run")
     assert code == 1
     assert "nobody reads" in error
     assert error.count("\n") == 1

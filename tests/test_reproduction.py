@@ -105,6 +105,25 @@ def test_the_best_recipe_stands_beside_kwt(tmp_path):
     assert "| KWT-2, 35 words, as published | 2.4 | 140 |  | 97.74 ± 0.03 |  |  |" in text
 
 
+def test_the_curves_are_of_systems_and_of_the_best_recipe():
+    from matplotlib.figure import Figure
+
+    best = line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": reproduction.BEST, "changed": {"lr": 1}}
+    rows = [
+        line("ast_square", 0, 0.5),
+        line("ast_square", 1, 0.7),
+        best,
+        best | {"machine": "another", "seconds": 60.0},
+    ]
+    drawn = Figure()
+    reproduction.curves(drawn, rows)
+    systems, past = drawn.axes
+    assert [curve.get_label() for curve in systems.lines] == ["S1 AST square, SpecAugment"]
+    assert systems.lines[0].get_xydata().tolist() == [[0.75, 30.0], [1.5, 60.0]]
+    assert [curve.get_label() for curve in past.lines] == ["AST FFTP, 6 epochs, laptop", "AST FFTP, 6 epochs, another"]
+    assert past.lines[1].get_xydata().tolist() == [[0.5, 45.0], [1.0, 90.0]]
+
+
 def test_collected_lines_come_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(collect, "RESULTS", tmp_path / "results")
     (tmp_path / "out").mkdir()
