@@ -279,25 +279,36 @@ def _curve(row: dict) -> list[float]:
 
 
 def patches(drawn, rows: list[dict]) -> None:
-    """Balanced accuracy on the test list against the number of patches: the form of the paper's Figure 4."""
-    axes = drawn.subplots()
-    named: dict[int, list[tuple[float, str]]] = {}  # those with as many patches, whose points may lie on each other
-    for kind, mark, colour in (("square", "s", "tab:orange"), ("fftp", "o", "tab:blue")):
+    """Balanced accuracy on the test list against the number of patches: the form of the paper's Figure 4.
+
+    Each kind of patch has its own axis, as squares may lie far below.
+    """
+    kinds = [kind for kind in ("fftp", "square") if any(row["case"]["patch"] == kind for row in rows)]
+    every = drawn.subplots(
+        1, len(kinds), width_ratios=[{"fftp": 3, "square": 2}[kind] for kind in kinds], squeeze=False
+    )
+    for kind, axes in zip(kinds, every[0], strict=True):
         found: dict[str, list[dict]] = {}
         for row in rows:
             if row["case"]["patch"] == kind:
                 found.setdefault(_name(row), []).append(row)
+        named: dict[int, list[tuple[float, str]]] = {}  # those with as many patches stand in one text
         for name, ours in found.items():
             scores = [100 * row["metrics"][SCORE] for row in ours]
             bar = statistics.stdev(scores) if len(scores) > 1 else 0
-            x, y = ours[0]["patches"], statistics.mean(scores)
-            filled = "full" if "specmask" in name else "none"
-            axes.errorbar([x], [y], yerr=[bar], marker=mark, fillstyle=filled, color=colour, capsize=3)
-            named.setdefault(x, []).append((y, name.removeprefix("table2 ").removeprefix("ast_")))
-    for x, some in named.items():
-        text = "\n".join(f"{name} {score:.1f}" for score, name in sorted(some, reverse=True))
-        at = (x, statistics.mean(score for score, _ in some))
-        axes.annotate(text, at, fontsize=7, xytext=(9, 0), textcoords="offset points", va="center")
-    axes.margins(x=0.3, y=0.15)
-    axes.set(xlabel="patches of a clip of one second", ylabel="balanced accuracy on the test list, %")
-    axes.grid(alpha=0.3)
+            x, y, case = ours[0]["patches"], statistics.mean(scores), ours[0]["case"]
+            style = {"fillstyle": "full" if "specmask" in name else "none", "marker": "o" if kind == "fftp" else "s"}
+            colour = "tab:blue" if kind == "fftp" else "tab:orange"
+            axes.errorbar([x], [y], yerr=[bar], color=colour, capsize=3, **style)
+            table2 = f"{case['patch_time']} frames / {case['time_stride']}"
+            text = table2 if name.startswith("table2 ") else name.removeprefix("ast_")
+            named.setdefault(x, []).append((y, text))
+        for x, some in named.items():
+            text = "\n".join(f"{name}: {score:.1f}" for score, name in sorted(some, reverse=True))
+            at = (x, statistics.mean(score for score, _ in some))
+            beside = {"xytext": (8, 0), "va": "center"} if len(some) > 1 else {"xytext": (0, 9), "ha": "center"}
+            axes.annotate(text, at, fontsize=7, textcoords="offset points", **beside)
+        axes.margins(x=0.5, y=0.25)
+        axes.set_xlabel(f"{tables.PATCHES[kind]} patches of a clip of one second")
+        axes.grid(alpha=0.3)
+    every[0][0].set_ylabel("balanced accuracy, test list, %")
