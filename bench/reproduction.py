@@ -300,8 +300,9 @@ def patches(drawn, rows: list[dict]) -> None:
             style = {"fillstyle": "full" if "specmask" in name else "none", "marker": "o" if kind == "fftp" else "s"}
             colour = "tab:blue" if kind == "fftp" else "tab:orange"
             axes.errorbar([x], [y], yerr=[bar], color=colour, capsize=3, **style)
-            table2 = f"{case['patch_time']} frames / {case['time_stride']}"
-            text = table2 if name.startswith("table2 ") else name.removeprefix("ast_")
+            text = name.removeprefix("ast_")
+            if name.startswith("table2 "):
+                text = f"{case['patch_time']} frames / {case['time_stride']}"
             named.setdefault(x, []).append((y, text))
         for x, some in named.items():
             text = "\n".join(f"{name}: {score:.1f}" for score, name in sorted(some, reverse=True))
