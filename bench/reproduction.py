@@ -307,7 +307,11 @@ def patches(drawn, rows: list[dict]) -> None:
         for x, some in named.items():
             text = "\n".join(f"{name}: {score:.1f}" for score, name in sorted(some, reverse=True))
             at = (x, statistics.mean(score for score, _ in some))
-            beside = {"xytext": (8, 0), "va": "center"} if len(some) > 1 else {"xytext": (0, 9), "ha": "center"}
+            beside = (
+                {"xytext": (-8, 0), "va": "center", "ha": "right"}
+                if len(some) > 1
+                else {"xytext": (0, 9), "ha": "center"}
+            )
             axes.annotate(text, at, fontsize=7, textcoords="offset points", **beside)
         axes.margins(x=0.5, y=0.25)
         axes.set_xlabel(f"{tables.PATCHES[kind]} patches of a clip of one second")
