@@ -15,6 +15,7 @@ import torch
 import fftp
 from fftp import checkpoint, listen
 from fftp.predict import device_of
+from kernels import dispatch
 from tests import live, runs
 
 RATE = 16_000
@@ -57,6 +58,8 @@ def objects(ended):
 
 
 def expected(folder, samples, rate=RATE, top=3, **how):
+    """What a stream says, by the backends that the command takes: in bfloat16 others differ by more than APART."""
+    dispatch.use_fused(True)
     stream = fftp.stream(folder, rate=rate, device=str(device_of("auto")), **how)
     return [
         {
