@@ -14,6 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(folders: list[str]) -> int:
+    if folders in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if not folders:
         print("error: name the out folders of finished runs: python -m bench.collect OUT...", file=sys.stderr)
         return 2

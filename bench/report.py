@@ -138,6 +138,9 @@ def rendered(text: str, content: str, mark: str = BEGIN) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments in (["-h"], ["--help"]):
+        print(f"{__doc__}\nusage: python -m bench.report [--check]")
+        return 0
     if arguments not in ([], ["--check"]):
         print("error: python -m bench.report takes --check or nothing.", file=sys.stderr)
         return 2

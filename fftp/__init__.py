@@ -14,17 +14,20 @@ _HOMES = {
     "AuMConfig": "fftp.aum_model",
     "Augment": "fftp.augment",
     "AugmentSettings": "fftp.augment",
+    "CheckpointConfig": "fftp.checkpoint",
     "Classifier": "fftp.predict",
     "FrontEnd": "fftp.frontend",
     "FrontEndSettings": "fftp.frontend",
     "PatchEmbed": "fftp.patching",
     "PatchGrid": "fftp.patching",
     "RealFrontEnd": "fftp.frontend",
+    "SpecMask": "fftp.spec_mask",
     "Stream": "fftp.streaming",
     "UserError": "fftp.errors",
     "attention_rollout": "fftp.explain",
     "load": "fftp.predict",
     "stream": "fftp.streaming",
+    "use_fused": "kernels.dispatch",
 }
 __all__ = ["__version__", *_HOMES]
 

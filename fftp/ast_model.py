@@ -13,6 +13,7 @@ from torch import nn
 
 import kernels
 from fftp.hub import Pretrained
+from fftp.inference import check_norms
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -165,6 +166,7 @@ class AST(nn.Module, Pretrained):
 
         keep: int64 `[B, K]`, ascending, the patches that go through the encoder; without it all do.
         """
+        check_norms(self.norm.weight)
         stream = (self.embed(log_mel, keep=keep),)
         with ranges.range("encoder"):
             for block in self.blocks[:-1]:

@@ -6,6 +6,7 @@ last among the waveforms: playing speed and shift, then background noise; and ot
 `kernels.philox`; nothing here has a state.
 """
 
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 
 import kernels
 from fftp import lead, perturb
+from fftp.errors import UserError
 from fftp.patching import PatchGrid, least_covered
 from kernels import draws
 
@@ -24,6 +26,7 @@ class AugmentSettings:
 
     mask_fill: "mean" of the clip's log-mel (SpecMask) or "zero" in log-mel units (AST's SpecAugment, which is louder than
     average); "default" is each mask's own. mask_mean: the mean over all cells, padding included, or over "valid" frames.
+    Raises UserError for a value that is out of its range.
     """
 
     augment: Literal["none", "specaugment", "specmask"] = "none"
@@ -51,10 +54,37 @@ class AugmentSettings:
     lead: float = 0.0  # probability that a clip has other clips in front of it, for a model that carries its state on
     lead_clips: int = 1  # how many at the most; where in them the sound begins is drawn
 
+    def __post_init__(self):
+        for name, hint in typing.get_type_hints(AugmentSettings).items():
+            if choices := typing.get_args(hint):
+                self._require(name, getattr(self, name) in choices, " or ".join(choices))
+        for name in ("mask_width", "mask_height", "mask_max_frequency", "mask_max_time", "mask_snap"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("mask_area", "keep_tokens", "gain_db"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("mixup", "background", "lead", "mask_full_share"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        self._require("lead_clips", 1 <= self.lead_clips <= lead.MOST, f"from 1 to {lead.MOST}")
+        self._require("shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
+        self._require("speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
+        for name in ("background_snr_min", "background_snr_max"):
+            self._require(name, -100 <= getattr(self, name) <= 100, "from -100 to 100 dB")
+
+    def _require(self, name: str, good: bool, range_: str):
+        if not good:
+            raise UserError(f"{self._called(name)} has to be {range_}, not {getattr(self, name)}.")
+
+    def _called(self, name: str) -> str:
+        """What sentences call a setting."""
+        return name
+
 
 class Augment:
-    """Applies `AugmentSettings` to batches. seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept` and
-    `lead_patches`."""
+    """Applies `AugmentSettings` to batches, step by step as `train.feed` does; for masks alone take `fftp.SpecMask`.
+
+    seed: the run's; T, F: size of the log-mel; grid: of patches, for `kept` and `lead_patches`. All draws are keyed: epoch
+    counts from 0, and tickets, int64 `[B]`, are the clips' places in the epoch's order, so that no two share one.
+    """
 
     def __init__(self, settings: AugmentSettings, seed: int, T: int, F: int, grid: PatchGrid | None = None):
         self.settings, self.seed, self.T, self.F, self.grid = settings, seed, T, F, grid
@@ -148,7 +178,8 @@ class Augment:
     ) -> torch.Tensor | None:
         """Draw and paint the masks on un-normalised log-mel `[B, T, F]`, in place; returns their rectangles, or None.
 
-        roll: how far the clips have been rolled, so that a mean over valid frames finds them.
+        valid_frames `[B]`: of sound, in front of the padding; looked at for mask_mean "valid" alone. roll: how far the clips
+        have been rolled, so that a mean over valid frames finds them.
         """
         augment = self.settings.augment
         if augment == "none":

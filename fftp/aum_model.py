@@ -14,6 +14,7 @@ from torch import nn
 
 import kernels
 from fftp.hub import Pretrained
+from fftp.inference import check_norms
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 
@@ -226,6 +227,7 @@ class AuM(nn.Module, Pretrained):
         self, log_mel: torch.Tensor, keep: torch.Tensor | None = None, ends: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The class token after the last norm, `[B, D]`. keep: as in `AST.features`; ends: as in `_ending_at`."""
+        check_norms(self.norm.weight)
         if ends is not None:
             return self._ending_at(log_mel, ends)
         at = self.embed.place if keep is None else self.embed.place_among(keep.shape[1])

@@ -165,10 +165,11 @@ def _labels(options, classes, said) -> tuple[str, ...]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
 
     def converted(
-        source: tyro.conf.Positional[str], folder: tyro.conf.Positional[str], options: Options
+        source: command.positional(str, "SOURCE"),
+        folder: command.positional(str, "FOLDER"),
+        options: command.flat(Options),
     ) -> tuple[str, str, Options]:
         """Convert published weights of AST, AuM or an image model to a checkpoint that fftp.load reads.
 
@@ -181,13 +182,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        flat = (tyro.conf.OmitArgPrefixes,)
-        source, folder, options = command.parse(converted, words, "python -m fftp.convert", Options, flat)
+        takes = ("SOURCE", "FOLDER")
+        source, folder, options = command.parse(converted, words, "python -m fftp.convert", Options, takes)
         _check_numbers(options)
         out = Path(folder)
         if out.exists():
             raise UserError(f"{out} is there already: give a new folder.")
         given = hub.fetched(source, hub.TRANSFORMERS_FILES) if hub.is_id(source) else Path(source)
+        _refuse_own(given)
         model, config, done, cost = convert(given, options)
         try:
             with checkpoint.replacing(out) as beside:
@@ -203,6 +205,19 @@ def main(arguments: list[str] | None = None) -> int:
     if cost:
         print(f"warning: {cost}", file=sys.stderr)
     return 0
+
+
+def _refuse_own(source: Path) -> None:
+    """Raises UserError for what `fftp.load` reads as it is."""
+    folder = source if source.is_dir() else source.parent
+    try:
+        checkpoint.read_config(checkpoint.find(folder))
+    except UserError:
+        return
+    raise UserError(
+        f"{source} is a checkpoint of this library already: fftp.load reads it, and `python -m train.run --init {folder}` "
+        "goes on from its weights."
+    )
 
 
 def _check_numbers(options):

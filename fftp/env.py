@@ -241,13 +241,16 @@ def _cases(device):
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments in (["-h"], ["--help"]):
+        print(f"{__doc__}\nusage: python -m fftp.env [--check]")
+        return 0
     if arguments not in ([], ["--check"]):
         print("error: python -m fftp.env takes --check or nothing.", file=sys.stderr)
         return 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    own = f"{platform.machine()}, {threads} thread{'' if threads == 1 else 's'}"
+    where = torch.cuda.get_device_name() if device == "cuda" else own
     for name, version in versions():
         print(f"{name:<14} {version}")
     print(f"{'device':<14} {device} ({where})")

@@ -193,6 +193,10 @@ def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: P
             _show(axes[0], sound, "mixture" if many else files[0].name)
             _timeline(axes[0], sounds, rate)
         kind = "full-frequency" if grid.full_frequency else "square"
+        if len({other.config.model.grid.full_frequency for other in loaded}) < len(
+            loaded
+        ):  # patches do not tell them apart
+            kind = f"{checkpoints[number - 1].name}, {kind}"
         said = f"{mean_over(sounds, heat, rate):.2f} on the sounds" if many else f"{label} {100 * probability:.0f} %"
         _show(axes[number], sound, f"{kind}, {grid.N} tokens: {said}", "gray")
         extent = (0, frames * HOP_SECONDS, 0, grid.F)

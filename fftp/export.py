@@ -195,10 +195,11 @@ def _quiet() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
 
     def written(
-        checkpoint: tyro.conf.Positional[str], file: tyro.conf.Positional[str], options: Options
+        checkpoint: command.positional(str, "CHECKPOINT"),
+        file: command.positional(str, "FILE"),
+        options: command.flat(Options),
     ) -> tuple[str, str, Options]:
         """Write a trained model as one file: waveform [clips, samples] in, probabilities [clips, classes] out.
 
@@ -210,8 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        flat = (tyro.conf.OmitArgPrefixes,)
-        source, file, options = command.parse(written, words, "python -m fftp.export", Options, flat)
+        takes = ("CHECKPOINT", "FILE")
+        source, file, options = command.parse(written, words, "python -m fftp.export", Options, takes)
         path = Path(file)
         if path.exists():
             raise UserError(f"{path} is there already: give a new file.")

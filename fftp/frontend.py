@@ -132,6 +132,8 @@ class FrontEnd:
         return kernels.normalise(log_mel, self.settings.mean, self.settings.std, noise)
 
     def __call__(self, waveform: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
+        if waveform.ndim != 2:
+            raise ValueError(f"waveform is (B, W), got {tuple(waveform.shape)}")
         if length is None:
             length = torch.full(waveform.shape[:1], waveform.shape[1], dtype=torch.int64, device=waveform.device)
         return self.normalise(self.log_mel(waveform, length))

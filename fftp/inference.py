@@ -24,6 +24,15 @@ def precision_of(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if pays else torch.float32
 
 
+def check_norms(weight: torch.Tensor) -> None:
+    """Raises TypeError for a model whose every weight is of 16 bits: its norms and residual stream are float32."""
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"a model's norms stay in float32, not {weight.dtype}: instead of .bfloat16() or .half() use torch.autocast, or "
+            'fftp.Classifier(..., precision="bfloat16")'
+        )
+
+
 class Prepared:
     """A model for inference in one precision: `features` and `classify` as the model itself has them.
 

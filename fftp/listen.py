@@ -294,12 +294,12 @@ def source_of(file: str, options: Options, model_rate: int) -> Source:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
-
     from kernels import dispatch
 
     def live(
-        checkpoint: tyro.conf.Positional[str], options: Options, file: tyro.conf.Positional[str] = ""
+        checkpoint: command.positional(str, "CHECKPOINT"),
+        options: command.flat(Options),
+        file: command.positional(str, "FILE") = "",
     ) -> tuple[str, Options, str]:
         """Show what a trained model says of sound while it comes.
 
@@ -311,8 +311,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        flat = (tyro.conf.OmitArgPrefixes,)
-        path, options, file = command.parse(live, words, "python -m fftp.listen", Options, flat)
+        takes = ("CHECKPOINT", "[FILE | -]")
+        path, options, file = command.parse(live, words, "python -m fftp.listen", Options, takes)
         dispatch.check_overrides()
         dispatch.use_fused(True)
         allocator.keep_memory()

@@ -294,12 +294,12 @@ def show(classifier: Classifier, files: list[Path], options: Options) -> list[Us
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
-
     from kernels import dispatch
 
     def classify(
-        checkpoint: tyro.conf.Positional[str], files: tyro.conf.Positional[list[str]], options: Options
+        checkpoint: command.positional(str, "CHECKPOINT"),
+        files: command.positional(list[str], "FILE-OR-FOLDER ..."),
+        options: command.flat(Options),
     ) -> tuple[str, list[str], Options]:
         """Classify recordings of any format, rate and length with a trained model.
 
@@ -311,17 +311,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        flat = (tyro.conf.OmitArgPrefixes,)
-        path, files, options = command.parse(classify, words, "python -m fftp.predict", Options, flat)
+        takes = ("CHECKPOINT", "FILE-OR-FOLDER", "[MORE...]")
+        path, files, options = command.parse(classify, words, "python -m fftp.predict", Options, takes)
         dispatch.check_overrides()
         dispatch.use_fused(True)
         allocator.keep_memory()
-        if not files:
-            raise UserError("There is nothing to classify: name sound files or folders after the checkpoint.")
         if options.json and options.csv:
             raise UserError("--json and --csv are two formats: give one of them.")
         if options.top < 1:
             raise UserError(f"--top has to be at least 1, not {options.top}.")
+        if options.embeddings and not options.embeddings.endswith(".npz"):
+            raise UserError(f"--embeddings {options.embeddings}: the file's name has to end in .npz.")
         bad = show(load(path, device_of(options.device), options.precision), recordings_of(files), options)
     except (UserError, dispatch.BackendError) as error:
         print(f"error: {error}", file=sys.stderr)

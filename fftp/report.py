@@ -234,11 +234,9 @@ def _reason(run, reason):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
-    import tyro
-
     from kernels import dispatch
 
-    def report(run_dir: tyro.conf.Positional[Path], options: Options) -> tuple[Path, Options]:
+    def report(run_dir: command.positional(Path, "RUN_DIR"), options: command.flat(Options)) -> tuple[Path, Options]:
         """Write one HTML page of a run, for any browser, without a network.
 
         Args:
@@ -248,12 +246,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        folder, options = command.parse(report, words, "python -m fftp.report", Options, (tyro.conf.OmitArgPrefixes,))
+        folder, options = command.parse(report, words, "python -m fftp.report", Options, ("RUN_DIR",))
         if options.clips < 0:
             raise UserError(f"--clips has to be 0 or more, not {options.clips}.")
         dispatch.check_overrides()
         dispatch.use_fused(True)
-        target = options.out or folder / "report.html"
+        target = options.out or folder / ("report.html" if options.split == "test" else f"report_{options.split}.html")
         content = page(run_folder.read(folder), options).encode()
         try:
             checkpoint.replace(target, content)

@@ -87,7 +87,8 @@ class Stream:
         self._model = (Carried if self.carried else Sliding)(self.classifier)
 
     def push(self, samples: np.ndarray | torch.Tensor) -> list[Answer]:
-        """Hear the next samples `[n]`, int16 or float32 in -1..1; the answers that have come due, none or several.
+        """Hear the next samples `[n]`, int16 or floats in -1..1, at the stream's rate; the answers that have come due, none
+        or several.
 
         Samples of another rate are answered some hundredths of a second later, when the resampler lets them go. Raises
         UserError for other types and shapes and for samples that are not finite; the stream is then as before.
@@ -153,16 +154,16 @@ class Stream:
 def _checked(samples):
     """float32 `[n]`, a copy where it was not that already."""
     piece = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
-    if piece.ndim != 1 or piece.dtype not in (np.int16, np.float32):
+    if piece.ndim != 1 or piece.dtype not in (np.int16, np.float32, np.float64):
         raise UserError(
-            f"A stream takes int16 or float32 samples of shape (n,), not {piece.dtype} {piece.shape}: "
+            f"A stream takes int16, float32 or float64 samples of shape (n,), not {piece.dtype} {piece.shape}: "
             "average channels and convert first."
         )
     if piece.dtype == np.int16:
         return piece.astype(np.float32) * np.float32(INT16)
     if not np.isfinite(piece).all():
         raise UserError("The samples pushed hold NaN or infinite ones: clean them first.")
-    return np.ascontiguousarray(piece)
+    return np.ascontiguousarray(piece, np.float32)
 
 
 def why_window(config: CheckpointConfig) -> str | None:
@@ -266,6 +267,10 @@ def stream(
     device: str = "cpu",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Stream:
-    """A `Stream` of a checkpoint's model (a folder, a run's out folder, or what `fftp.load` gave). Raises UserError."""
+    """A `Stream` of a checkpoint's model (a folder, a run's out folder, or what `fftp.load` gave). Raises UserError.
+
+    hop: seconds from answer to answer. rate: Hz of the samples to come; None is the model's own, 16 kHz. carry: as `Stream`
+    has it. device, precision: as `fftp.load` has them.
+    """
     classifier = checkpoint if isinstance(checkpoint, Classifier) else load(checkpoint, device, precision)
     return Stream(classifier, hop, rate, carry)

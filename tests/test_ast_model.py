@@ -8,7 +8,7 @@ from oracles import part
 from originals import TAPS_64, check_gradients, grid, load, stored, watched
 
 from bench import transformers_ast
-from fftp import AST, ASTConfig, PatchGrid, UserError, convert
+from fftp import AST, ASTConfig, AuM, AuMConfig, PatchGrid, UserError, convert
 from fftp.ast_model import SIZES
 
 NAMES = ("ast_tiny", "ast_tiny_fftp")
@@ -270,3 +270,16 @@ def test_refused():
         fftp_grid(10, 1, T=9)
     with pytest.raises(ValueError, match="T=64 and F=128 from the grid"):
         AST(ASTConfig(grid=grid("ast_tiny"), classes=7, dim=48, depth=1, heads=4))(torch.zeros(1, 63, 128))
+
+
+@pytest.mark.parametrize("type_", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_in_every_weight_are_refused_in_a_sentence(type_):
+    """Norms and the residual stream are float32; autocast is the way there."""
+    grid = PatchGrid(T=32, F=16, pt=8, pf=16, st=8, sf=16)
+    models = (
+        AST(ASTConfig(grid=grid, classes=2, dim=16, depth=1, heads=1)),
+        AuM(AuMConfig(grid=grid, classes=2, dim=16, depth=1)),
+    )
+    for model in models:
+        with pytest.raises(TypeError, match=r"norms stay in float32, .* use torch.autocast"):
+            model.to(type_)(torch.zeros(1, 32, 16, dtype=type_))

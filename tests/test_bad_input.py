@@ -145,6 +145,23 @@ def test_unknown_words_and_values(refused, flags, named):
     assert named in refused(*flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data-root", "recordings"], "--data synth makes its own: add --data folder"),
+        (["--csv", "clips.csv"], "--csv is for --data folder, and this is --data synth"),
+        (
+            ["--data", "folder", "--data-root", "recordings", "--words", "yes,no"],
+            "--words is for --data speechcommands",
+        ),
+        (["--data", "audioset", "--data-root", "recordings", "--multi-label"], "--multi-label is for --data folder"),
+    ],
+)
+def test_flags_of_another_data_set(refused, flags, said):
+    """Without that a run would train on other sounds than its user thinks."""
+    assert said in refused(*flags)
+
+
 def test_unknown_speech_commands_word(refused, tmp_path):
     for name in ("yes", "no"):
         make_files(tmp_path / "data" / name, 3)

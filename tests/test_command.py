@@ -1,18 +1,19 @@
 """predict and explain refuse words that are none of theirs in one sentence, with exit code 2, and survive a closed pipe."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from fftp import explain, predict
+from fftp import command, convert, explain, predict
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "named"),
+    ("main", "arguments", "named"),
     [
         (predict.main, ["run", "--jso", "x.wav"], "--json"),
         (predict.main, ["run", "x.wav", "--top", "three"], "--top three"),
@@ -23,13 +24,58 @@ ROOT = Path(__file__).resolve().parents[1]
     ],
     ids=["flag", "number", "nothing", "explain flag", "no file", "no such figure"],
 )
-def test_one_sentence(command, arguments, named, capsys):
-    assert command(arguments) == 2
+def test_one_sentence(main, arguments, named, capsys):
+    assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
     assert named in shown.err
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (predict.main, [], "needs CHECKPOINT and FILE-OR-FOLDER: "),
+        (predict.main, ["run", "--csv"], "needs FILE-OR-FOLDER: "),
+        (convert.main, ["weights.pth", "--heads", "3"], "needs FOLDER: "),
+        (explain.main, ["figure1"], "figure1 needs --file"),
+    ],
+    ids=["nothing", "no file", "no folder", "no recording"],
+)
+def test_what_is_lacking_is_named(main, arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_words_may_come_among_flags(capsys):
+    """Of the words only the last is wrong, so they were understood up to there."""
+    arguments = [
+        "run",
+        "a.wav",
+        "--csv",
+        "--top",
+        "2",
+        "b.wav",
+        "--device=cpu",
+        "c.wav",
+        "--skip-bad-files",
+        "absent.wav",
+    ]
+    takes = ("CHECKPOINT", "FILE-OR-FOLDER", "[MORE...]")
+    apart = command._apart(arguments, "predict", predict.Options, takes)
+    words, flags = apart[:5], apart[5:]
+    assert words == ["run", "a.wav", "b.wav", "c.wav", "absent.wav"]
+    assert flags == ["--csv", "--top", "2", "--device=cpu", "--skip-bad-files"]
+    assert predict.main(arguments) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["fftp.env", "bench.report", "bench.collect"])
+def test_help_of_commands_without_flags(module, capsys):
+    main = importlib.import_module(module).main
+    assert main(["--help"]) == 0
+    assert f"python -m {module}" in capsys.readouterr().out
 
 
 def closed(*words):

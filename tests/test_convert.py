@@ -9,11 +9,12 @@ from originals import grid, load, stored
 from safetensors.torch import save_file
 
 import fftp
-from fftp import AST, ASTConfig, AuM, AuMConfig, PatchGrid, convert, predict
+from fftp import AST, ASTConfig, AuM, AuMConfig, FrontEndSettings, PatchGrid, checkpoint, convert, predict
 from fftp.aum_model import SIZES
 from fftp.patching import resize_kernel, resize_positions
 from fftp.published import Hints, from_aum
 from fftp.published import load as load_published
+from kernels import FbankSettings
 from tests import runs
 from tests.made_data import make_files
 
@@ -338,6 +339,18 @@ def test_files_that_are_none(kind, refused, tmp_path):
     said = refused(path)
     assert wanted in said
     assert str(path) in said
+
+
+def test_a_checkpoint_of_this_library_is_none(refused, tmp_path):
+    model = AST(ASTConfig(grid=PatchGrid(T=32, F=16, pt=8, pf=16, st=8, sf=16), classes=2, dim=16, depth=1, heads=1))
+    front_end = FrontEndSettings(T=32, clip_samples=5000, mean=0.0, std=1.0, fbank=FbankSettings(n_mels=16))
+    about = checkpoint.CheckpointConfig(
+        model=model.config, front_end=front_end, labels=("a", "b"), multi_label=False, settings={}
+    )
+    (tmp_path / "ours").mkdir()
+    checkpoint.save(tmp_path / "ours", model, about)
+    for source in (tmp_path / "ours", tmp_path / "ours" / "model.safetensors"):
+        assert "is a checkpoint of this library already" in refused(source)
 
 
 def test_files_that_are_absent_or_there(refused, tmp_path, capsys):

@@ -173,6 +173,24 @@ def test_csv_with_several_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("cells", "separator", "noted"),
+    [
+        (("dog|rain", "rain", "dog|wind", "dog|rain|wind", "wind|rain", "dog", "rain|dog"), ";", True),
+        (("dog|rain", "rain", "dog|wind", "dog|rain|wind", "wind|rain", "dog", "rain|dog"), "|", False),
+        (("Speech, male", "rain", "rain", "Speech, male", "rain", "rain", "rain"), ";", False),  # a comma in a name
+        (("dog|rain; rain", "rain", "dog", "dog", "rain", "dog", "rain"), ";", False),
+    ],
+    ids=["another one", "the right one", "a comma in a name", "both"],
+)
+def test_a_separator_that_no_label_has_is_noted(cells, separator, noted, tmp_path):
+    table = "file\tlabel\n" + "".join(f"{i % 6 + 1}.wav\t{cell}\n" for i, cell in enumerate(cells))
+    csv_tree(tmp_path, table, "list.tsv")
+    said = data.load(settings(data_root=tmp_path, csv="list.tsv", multi_label=True, label_separator=separator)).note
+    assert ("add --label-separator '|'" in said) == noted
+    assert bool(said) == noted
+
+
+@pytest.mark.parametrize(
     ("table", "changed", "said"),
     [
         ("path,label\n1.wav,a\n", {}, r"no column 'file': name one of its columns \(path, label\) with --csv-file"),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fftp import scores
+from tests import runs
+from tests.made_data import make_files
 from train import evaluate, run, scored
 
 TINY = ["--synth-train", "60", "--synth-validation", "20", "--synth-test", "30", "--depth", "1", "--epochs", "1"]
@@ -57,6 +59,30 @@ def test_other_classes_are_refused(out, tmp_path, capsys):
     assert code == 2
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_all_clips(out, capsys):
+    assert evaluate.main([str(out), "--split", "all"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["clips"], shown["split"]) == (110, "all")
+    assert evaluate.main([str(out), "--split", "all", "--scores"]) == 2
+    assert "--scores keeps those of one split" in capsys.readouterr().err
+
+
+def test_other_recordings_of_which_only_some_are_judged(tmp_path, capsys):
+    """A folder without splits, whose test split is a share of it: the command says so."""
+    for name in ("a", "b"):
+        make_files(tmp_path / "data" / name, 12)
+    flags = ("--data", "folder", "--data-root", tmp_path / "data", "--frames", 64)
+    runs.train(capsys, tmp_path / "run", *flags, "--max-steps", 1)
+    words = [str(tmp_path / "run"), "--data-root", str(tmp_path / "data")]
+    assert evaluate.main(words) == 0
+    ended = capsys.readouterr()
+    assert json.loads(ended.out)["clips"] == 2
+    assert "2 of 24 clips are in the test split: --split all takes every one." in ended.err
+    assert evaluate.main([*words, "--split", "all"]) == 0
+    ended = capsys.readouterr()
+    assert (json.loads(ended.out)["clips"], ended.err) == (24, "")
 
 
 @pytest.mark.parametrize(

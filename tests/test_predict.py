@@ -141,7 +141,7 @@ def test_embeddings(command, classifier, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "There is nothing to classify"),
+        ([], "needs FILE-OR-FOLDER"),
         (["absent.wav"], "There is no file or folder absent.wav"),
         (["EMPTY"], "holds no sound files"),
         (["EMPTY", "--json", "--csv"], "--json and --csv are two formats"),

@@ -64,8 +64,9 @@ class Page(HTMLParser):
 def written(capsys, folder, *flags):
     ended = run(capsys, folder, *flags, command=report.main)
     assert (ended.code, ended.err) == (0, "")
-    assert str(folder / "report.html") in ended.out
-    return (folder / "report.html").read_text("utf-8")
+    page = folder / ("report_validation.html" if "validation" in flags else "report.html")
+    assert str(page) in ended.out
+    return page.read_text("utf-8")
 
 
 def content(uri):
@@ -113,6 +114,13 @@ def test_nothing_is_fetched_and_names_are_single(made, capsys):
     assert page.of("html")[0]["lang"] == "en"
     assert page.of("script")[0]["text"].strip()  # one script, and it is convenience: what it shows is hidden without it
     assert [e.get("hidden", "absent") for e in page.of("div", class_="tools")] == [None]
+
+
+def test_another_split_has_a_page_of_its_own(made, capsys):
+    folder, _ = made
+    before = written(capsys, folder)
+    assert written(capsys, folder, "--split", "validation") != before
+    assert (folder / "report.html").read_text("utf-8") == before
 
 
 def test_the_same_run_gives_the_same_bytes(made, tmp_path, capsys):

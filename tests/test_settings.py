@@ -297,6 +297,13 @@ def test_every_setting_is_a_flag_of_the_help(capsys):
     assert missing == []
 
 
+def test_help_shows_the_defaults_of_the_data_set(capsys):
+    for words, rate in ((["--help"], 0.001), (["--data", "folder", "--help"], 0.0005)):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert f"(default: {rate})" in capsys.readouterr().out.split("--lr ")[1].split("--body")[0]
+
+
 def test_differences_are_named_but_not_where_a_run_may_differ():
     saved = settings.to_dict(made("--epochs", "5", "--out", "a"))
     now, given = from_flags(["--epochs", "6", "--out", "b", "--device", "cpu", "--workers", "3", "--model", "ast"])

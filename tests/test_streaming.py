@@ -204,12 +204,19 @@ def test_the_end():
     assert [a.time for a in answers(classifier, samples[: 3200 + 80])] == [0.2, 0.205]
 
 
+def test_samples_in_float64_are_those_in_float32():
+    """What soundfile reads if not asked."""
+    classifier, samples = live.classifier(live.MODELS["carried"]), live.sound(0.4) / 32768
+    assert samples.dtype == np.float64
+    assert same(answers(classifier, samples), answers(classifier, samples.astype(np.float32)))
+
+
 @pytest.mark.parametrize(
     ("piece", "said"),
     [
         (np.array([0.1, np.nan], np.float32), "NaN or infinite"),
         (np.array([np.inf], np.float32), "NaN or infinite"),
-        (np.zeros(3), r"int16 or float32 samples of shape \(n,\), not float64 \(3,\)"),
+        (np.zeros(3, np.int64), r"int16, float32 or float64 samples of shape \(n,\), not int64 \(3,\)"),
         (np.zeros(3, np.int32), r"not int32 \(3,\)"),
         (np.zeros((2, 3), np.int16), r"not int16 \(2, 3\)"),
         (torch.zeros(3, dtype=torch.float16), r"not float16 \(3,\)"),

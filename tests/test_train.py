@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch.nn.functional as nnf
 
 from fftp import aum_model, checkpoint
 from fftp.errors import UserError
+from fftp.frontend import FrontEndSettings
 from fftp.patching import PatchGrid
-from kernels import ranges
+from kernels import FbankSettings, ranges
 from tests import runs
 from tests.made_data import make_files
 from tests.tasks import task_of
 from train import loop
-from train.run import check_backends, seconds_to
+from train.run import check_backends, length_line, seconds_to
 from train.settings import Settings
 from train.step import learning_rate, loss_of, optimiser_of
 
@@ -294,6 +296,38 @@ def test_several_labels_a_clip(tmp_path, capsys):
     assert config.multi_label
     assert config.labels == ("a", "b", "c", "d", "e")
     assert "validation_map" in runs.history(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames", "said"),
+    [
+        ((1.0,), 98, None),
+        (
+            (1.0, 3.0),
+            98,
+            "clips are 1.0 to 3.0 s long: 50 % of them are cut to the 1.0 s that the model hears (--frames 298",
+        ),
+        (
+            (0.5, 0.6),
+            200,
+            "clips are 0.5 to 0.6 s long: more than half of the 200 frames is padding (--frames 58 costs less)",
+        ),
+    ],
+    ids=["as long", "cut", "padded"],
+)
+def test_what_becomes_of_long_and_short_clips(seconds, frames, said):
+    length = np.array([round(16_000 * s) for s in seconds for _ in range(20)])
+    packed = types.SimpleNamespace(length=length, sample_rate=16_000)
+    longest = FbankSettings().samples(frames)
+    front_end = FrontEndSettings(T=frames, clip_samples=min(longest, length.max()), mean=0.0, std=0.5)
+    line = length_line(packed, front_end)
+    assert line.startswith(said) if said else line == ""
+
+
+def test_first_lines_name_classes_and_settings(tmp_path, capsys):
+    ended = runs.run(capsys, *runs.TINY, "--out", tmp_path / "run", "--mixup", 0.5, "--max-steps", 1)
+    assert "synth: 10 classes (" in ended.out
+    assert "recipe synth/default: 2 epochs, batches of 20, adamw at 0.001, cosine, mixup 0.5" in ended.out
 
 
 def test_step_count_wins_over_epochs_and_the_largest_seed_is_one(tmp_path, capsys):

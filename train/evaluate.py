@@ -10,6 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fftp import checkpoint
 from fftp.errors import UserError
 from fftp.frontend import FrontEnd
@@ -23,9 +25,11 @@ from train.running_sound import check, in_a_row
 from train.samples import source_of
 from train.step import Task
 
+ALL = "all"  # the splits together
+
 
 def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False, places: int | None = None) -> dict:
-    """Figures of the checkpoint on a split: accuracy and balanced accuracy, or mAP, AUC and d'.
+    """Figures of the checkpoint on a split, or on all clips: accuracy and balanced accuracy, or mAP, AUC and d'.
 
     keep_scores: write the clips' scores into `path`, the folder of a run or of a checkpoint. places: also the accuracy at
     so many places in one stream (`train.running_sound`).
@@ -36,17 +40,22 @@ def evaluate(path: str, split: str, flags: list[str], keep_scores: bool = False,
     asked, given = settings.from_flags(flags, "python -m train.evaluate CHECKPOINT")
     changes = {name: getattr(asked, name) for name in given}
     wanted = replace(settings.from_saved(config.settings), **changes)
+    settings.check_data(wanted, given)
     dispatch.use_fused(wanted.fused)
     dataset = data.load(wanted)
     check_classes(dataset.classes, config.labels)
     fbank = config.front_end.fbank
     packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)
     device = machine.device_of(wanted.device)
-    feed = Feed(
-        source_of(packed, device, wanted.device_memory_share), packed.indices(split), FrontEnd(config.front_end)
-    )
+    chosen = np.arange(len(packed.names)) if split == ALL else packed.indices(split)
+    feed = Feed(source_of(packed, device, wanted.device_memory_share), chosen, FrontEnd(config.front_end))
     if not len(feed):
         raise UserError(f"The data set has no clips in its {split} split: take another by --split.")
+    if given & {"data", "data_root", "csv"} and len(feed) < len(packed.names):
+        print(
+            f"{len(feed)} of {len(packed.names)} clips are in the {split} split: --split all takes every one.",
+            file=sys.stderr,
+        )
     task = Task(
         settings=wanted,
         config=config,
@@ -81,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         print(
-            "usage: python -m train.evaluate CHECKPOINT [--split train|validation|test] [--scores] [--in-a-row N] "
+            "usage: python -m train.evaluate CHECKPOINT [--split train|validation|test|all] [--scores] [--in-a-row N] "
             "[FLAGS OF train.run]"
         )
         return 0 if arguments else 2
@@ -92,13 +101,15 @@ def main(arguments: list[str] | None = None) -> int:
         places = _taken(arguments, "--in-a-row", None)
         if not (places is None or places.isdecimal()):
             raise UserError(f"--in-a-row takes a whole number, how many clips one stream has, not {places!r}.")
-        if split not in SPLITS:
-            raise UserError(f"--split {split!r} is no split{nearest(split, SPLITS)}")
+        if split not in (*SPLITS, ALL):
+            raise UserError(f"--split {split!r} is no split{nearest(split, (*SPLITS, ALL))}")
         if not arguments or arguments[0].startswith("-"):
             raise UserError(
                 "the run's folder or a checkpoint comes first: python -m train.evaluate CHECKPOINT [flags]."
             )
         keep = "--scores" in arguments[1:]
+        if keep and split == ALL:
+            raise UserError("--scores keeps those of one split: name it by --split, or leave --scores out.")
         flags = [word for word in arguments[1:] if word != "--scores"]
         figures = evaluate(arguments[0], split, flags, keep, None if places is None else int(places))
         print(json.dumps(figures))

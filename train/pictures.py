@@ -23,6 +23,7 @@ def learning_curves(history: list[dict], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="percent", title="Validation" if names else "Validation: none in this data set")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
     figures.save(figure, path)
@@ -31,14 +32,14 @@ def learning_curves(history: list[dict], path: Path) -> None:
 def confusion_matrix(counts: np.ndarray, labels: tuple[str, ...], path: Path) -> None:
     """Rows are the truth, in percent of its clips."""
     C = len(labels)
-    side = min(16.0, 2.4 + 0.42 * C)
+    side = min(16.0, max(3.6, 2.4 + 0.42 * C))
     figure = figures.figure(side, side)
     axes = figure.subplots()
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(C), labels, rotation=90)
     axes.set_yticks(range(C), labels)
-    axes.set(xlabel="taken for", ylabel="truth", title="Confusion, % of the class's clips")
+    axes.set(xlabel="taken for", ylabel="truth", title="Confusion, %")
     if C <= 40:
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if share[i, j] > 55 else "black"

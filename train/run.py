@@ -59,6 +59,7 @@ def open_run(wanted: Settings, given: set[str]) -> tuple[Path, Settings, dict[st
     Raises UserError for a folder that holds another run, and for flags that disagree with the run taken up.
     """
     if not wanted.resume:
+        settings.check_data(wanted, given)
         out = Path(wanted.out) if wanted.out else _free_folder(wanted)
         # A kill before the first settings.json leaves its beginning, which nothing can go on from.
         if out.exists() and (not out.is_dir() or any(path.name != "settings.json.new" for path in out.iterdir())):
@@ -134,6 +135,8 @@ def use_deterministic(wanted: bool) -> None:
 def load(wanted: Settings, fbank: FbankSettings) -> tuple[data.DataSet, Pack]:
     """The data set and its samples. Raises UserError where there is nothing to test on, or to stop by."""
     dataset = data.load(wanted)
+    if dataset.note and parallel.rank() == 0:
+        print(dataset.note, file=sys.stderr)
     workers, progress = wanted.workers or None, parallel.rank() == 0
     packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, progress, workers)
     if not len(packed.indices("test")):
@@ -327,8 +330,12 @@ def announce(task: Task, packed: Pack) -> None:
         + (f", up to {lead.longest(grid, s.lead_clips)} more before {100 * s.lead:g} % in training" if s.lead else "")
     )
     print(
-        f"{s.data}: {len(config.labels)} classes; clips {counts[0]} train, {counts[1]} validation, {counts[2]} test -> {s.out}"
+        f"{s.data}: {len(config.labels)} classes ({clips.listed(config.labels)}); clips {counts[0]} train, {counts[1]} "
+        f"validation, {counts[2]} test -> {s.out}"
     )
+    if said := length_line(packed, config.front_end):
+        print(said)
+    print(settings_line(s))
     if task.began_from:
         print(start.line(task.began_from))
     print(f"samples: {task.train.source}")
@@ -337,7 +344,38 @@ def announce(task: Task, packed: Pack) -> None:
         total = len(packed.names) + len(packed.skipped) + len(packed.absent)
         print(f"{len(packed.absent)} of {total} listed clips have no file: {clips.listed(packed.absent)}")
     if packed.skipped:
-        print(f"{len(packed.skipped)} bad files left out, the first {packed.skipped[0][0]}: {packed.skipped[0][1]}")
+        files = "1 bad file" if len(packed.skipped) == 1 else f"{len(packed.skipped)} bad files, the first"
+        print(f"left out: {files}, {packed.skipped[0][0]}: {packed.skipped[0][1]}")
+
+
+def length_line(packed: Pack, front_end: FrontEndSettings) -> str:
+    """What becomes of clips that are much longer or shorter than the model's input; nothing where few are."""
+    fbank, heard = front_end.fbank, front_end.clip_samples / packed.sample_rate
+    seconds = packed.length / packed.sample_rate
+    span = f"clips are {seconds.min():.1f} to {seconds.max():.1f} s long"
+    cut = float((seconds > 1.05 * heard).mean())
+    if cut > 0.05:
+        wanted = fbank.frames(int(np.quantile(packed.length, 0.9)))
+        kept = f"{100 * cut:.0f} % of them are cut to the {heard:.1f} s that the model hears"
+        return f"{span}: {kept} (--frames {wanted} hears more)"
+    wanted = fbank.frames(int(np.quantile(packed.length, 0.99)))
+    if front_end.fit == "pad" and 2 * wanted < front_end.T:
+        return f"{span}: more than half of the {front_end.T} frames is padding (--frames {wanted} costs less)"
+    return ""
+
+
+# What else a run is made of than its first lines say, where it is not off.
+AUGMENTATION = ("mixup", "roll", "noise", "gain_db", "shift_ms", "speed", "background")
+TRAINING = ("balanced", "label_smoothing", "average_decay", "average_last")
+
+
+def settings_line(s: Settings) -> str:
+    """Length, rate, batches and augmentation, wherever they come from."""
+    parts = [f"{s.epochs} epochs", f"batches of {s.batch_size}", f"{s.optimiser} at {s.lr:g}, {s.schedule}"]
+    for name in (*AUGMENTATION, *TRAINING):
+        if value := getattr(s, name):
+            parts.append(name if value is True else f"{name} {value:g}")
+    return f"recipe {s.recipe or f'{s.data}/default'}: {', '.join(parts)}"
 
 
 def step_line(task: Task) -> str:

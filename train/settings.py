@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fftp import lead
 from fftp.augment import AugmentSettings
 from fftp.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
 
+GEOMETRY = ("patch_time", "time_stride", "patch_freq", "freq_stride")
 # What may differ when a run is taken up again: where it runs and where it lies, not what it computes.
 FREE_ON_RESUME = ("device", "out", "resume", "workers", "data_root", "device_memory_share", "accumulate", "graph")
 
@@ -32,7 +32,8 @@ class Settings(AugmentSettings):
     """A recipe's name (data/name or a path to a TOML file). Default: the data set's own default.toml."""
 
     data: Literal["synth", "speechcommands", "audioset", "folder"] = "synth"
-    """Data set: made on the fly, Speech Commands in its official layout, AudioSet, or a folder a class / a CSV."""
+    """Data set: made on the fly, Speech Commands in its official layout, AudioSet, or your own: a folder a class (or train/,
+    validation/ and test/ of such folders), or a CSV."""
     data_root: str | None = None
     """Folder of the data set's files."""
     words: str = ""
@@ -163,10 +164,9 @@ class Settings(AugmentSettings):
     --graph, --device, --workers, --data-root and --device-memory-share."""
 
     def __post_init__(self):
-        for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "step_every", "mask_width", "mask_height"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("mask_max_frequency", "mask_max_time", "mask_snap"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        super().__post_init__()
+        for name in ("frames", "mels", "epochs", "batch_size", "accumulate", "step_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in (
             "depth",
             "max_steps",
@@ -175,37 +175,25 @@ class Settings(AugmentSettings):
             "clip_norm",
             "weight_decay",
             "warmup_epochs",
-            "mask_area",
             "log_every",
             "step_from",
-            "keep_tokens",
             "body_lr_scale",
+            *GEOMETRY,
         ):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("patch_time", "time_stride", "patch_freq", "freq_stride", "gain_db"):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
+            self._require(name, getattr(self, name) >= 0, "0 or more")
         if self.keep_tokens and self.augment == "none":
             raise UserError(
                 "--keep-tokens keeps the patches that masks cover least: add --augment specmask or specaugment, or leave it "
                 "out."
             )
-        _require(self, "lead_clips", 1 <= self.lead_clips <= lead.MOST, f"from 1 to {lead.MOST}")
         if self.lead and self.keep_tokens:
             raise UserError("--lead and --keep-tokens do not go together: leave one of them out.")
-        _require(self, "shift_ms", 0 <= self.shift_ms <= 10_000, "from 0 to 10000")
-        _require(self, "speed", 0 <= self.speed <= 0.5, "from 0 to 0.5")
-        for name in ("background_snr_min", "background_snr_max"):
-            _require(self, name, -100 <= getattr(self, name) <= 100, "from -100 to 100 dB")
         if self.background_snr_min > self.background_snr_max:
             raise UserError(
                 f"--background-snr-min {self.background_snr_min} is above --background-snr-max {self.background_snr_max}: "
                 "exchange them."
             )
         for name in (
-            "mixup",
-            "background",
-            "lead",
-            "mask_full_share",
             "label_smoothing",
             "validation_share",
             "until_accuracy",
@@ -213,14 +201,14 @@ class Settings(AugmentSettings):
             "step_factor",
             "device_memory_share",
         ):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
         for name in (n for n, value in vars(self).items() if isinstance(value, float)):
-            _require(self, name, math.isfinite(getattr(self, name)), "a finite number")
+            self._require(name, math.isfinite(getattr(self, name)), "a finite number")
         for name in ("beta1", "beta2", "average_decay"):
-            _require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        _require(self, "mask_snap", self.mask_snap <= self.frames, f"at most the {self.frames} frames of --frames")
-        _require(self, "lr", self.lr > 0, "above 0")
-        _require(self, "seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
+            self._require(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        self._require("mask_snap", self.mask_snap <= self.frames, f"at most the {self.frames} frames of --frames")
+        self._require("lr", self.lr > 0, "above 0")
+        self._require("seed", 0 <= self.seed < 2**64, "from 0 to 2^64 - 1")
         if self.patch == "fftp" and (self.patch_freq not in (0, self.mels) or self.freq_stride not in (0, self.mels)):
             raise UserError(
                 f"--patch fftp covers all {self.mels} mel bins: leave --patch-freq and --freq-stride out, "
@@ -236,15 +224,12 @@ class Settings(AugmentSettings):
                 "or take --average-decay."
             )
 
-
-def _require(settings, name, good, range_):
-    if not good:
-        raise UserError(f"--{name.replace('_', '-')} has to be {range_}, not {getattr(settings, name)}.")
+    def _called(self, name: str) -> str:
+        return f"--{name.replace('_', '-')}"
 
 
 _FIELDS = {field.name: field for field in fields(Settings)}
 _TYPES = typing.get_type_hints(Settings)
-GEOMETRY = ("patch_time", "time_stride", "patch_freq", "freq_stride")
 
 
 def from_flags(
@@ -259,14 +244,20 @@ def from_flags(
     import tyro
 
     names = {"prog": command, "description": description}
-    if any(a in ("-h", "--help") for a in arguments):
-        tyro.cli(Settings, args=arguments, **names)
-    given = _check_words(arguments)
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    given = _check_words(words)
     recipe = read_recipe(given.get("recipe", ""), given.get("data"))
     if given.get("patch", recipe.get("patch", Settings.patch)) != recipe.get("patch", Settings.patch):
         # A recipe's patch size is of its own kind of patch.
         recipe = {name: value for name, value in recipe.items() if name not in GEOMETRY}
-    return _parse(tyro, arguments, Settings(**recipe), names), set(given)
+    if len(words) < len(arguments):
+        name = given.get("recipe") or f"{given.get('data', Settings.data)}/default"
+        names["description"] += (
+            f"\n\nThe defaults shown are those of the recipe {name}, and of the flags given; with another --data or --recipe "
+            "beside --help they are that one's."
+        )
+        tyro.cli(Settings, args=[*words, "--help"], default=Settings(**recipe), **names)
+    return _parse(tyro, words, Settings(**recipe), names), set(given)
 
 
 def _parse(tyro, arguments, default, names):
@@ -400,7 +391,30 @@ def _recipe_path(name: str, data: str, named: bool) -> Path:
             return candidate
     known = recipe_names()
     close = difflib.get_close_matches(name, known + [k.split("/")[1] for k in known], n=3, cutoff=0.4)
-    raise UserError(f"There is no recipe {name!r}: did you mean {' or '.join(dict.fromkeys(close or known))}?")
+    hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "docs/RECIPES.md lists what there is."
+    raise UserError(f"There is no recipe {name!r}: {hint}")
+
+
+# Flags that say where one kind of data set has its clips.
+_OF_DATA = {
+    **dict.fromkeys(("words", "download"), "speechcommands"),
+    **dict.fromkeys(("train_list", "test_list"), "audioset"),
+    **dict.fromkeys(("csv", "csv_file", "csv_labels", "csv_split", "label_separator"), "folder"),
+    **dict.fromkeys(("multi_label", "test_fold", "validation_fold"), "folder"),
+}
+
+
+def check_data(settings: Settings, given: set[str]) -> None:
+    """Raises UserError for flags given by hand that the data set does not read: others' files would go unseen."""
+    if settings.data == "synth" and "data_root" in given:
+        raise UserError(
+            "--data-root names recordings, and --data synth makes its own: add --data folder, or speechcommands or audioset."
+        )
+    for name in sorted(given):
+        wanted = _OF_DATA.get(name, settings.data)
+        if wanted != settings.data:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is for --data {wanted}, and this is --data {settings.data}: exchange one of them.")
 
 
 def differences(saved: dict[str, Any], now: Settings, given: set[str]) -> list[str]:

@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         flags = [word for word in words if word != "--baseline"]
-        wanted, _ = settings.from_flags(flags, "python -m train.statistics", __doc__)
+        wanted, given = settings.from_flags(flags, "python -m train.statistics", __doc__)
+        settings.check_data(wanted, given)
         fbank = FbankSettings(n_mels=wanted.mels)
         dataset = data.load(wanted)
         packed = pack(dataset, fbank.sample_rate, fbank.frame, wanted.skip_bad_files, workers=wanted.workers or None)

@@ -11,7 +11,7 @@ def patch_embed(
     bias: torch.Tensor,
     stride: tuple[int, int],
     position: torch.Tensor | None,
-    tokens: torch.Tensor,
+    tokens: torch.Tensor | None,
     place: int,
     rectangles: torch.Tensor | None = None,
     fill: torch.Tensor | None = None,
@@ -19,7 +19,7 @@ def patch_embed(
     """Log-mel to the encoder's input (paper, section III-A; square patches are the same with pf < F).
 
     log_mel `[B, T, F]`; weight `[D, 1, pt, pf]`, time-major; bias `[D]`; stride (st, sf) in frames and bins;
-    position `[N, D]` in patch order or None; tokens `[c, D]`, class tokens with their positions already added;
+    position `[N, D]` in patch order or None; tokens `[c, D]`, class tokens with their positions already added, or None;
     place: how many patches stand before them (0 for AST, N // 2 for AuM).
     rectangles int32 `[B, M, 4]` as (t0, t1, f0, f1), half open, with fill float32 `[B]` in the units of log_mel: embed the
     masked spectrogram and leave log_mel itself as it is; what would stand outside the clip is cut off. A hidden cell has
@@ -36,6 +36,10 @@ def patch_embed(
     D, _, pt, pf = weight.shape
     if pt > T or pf > F:
         raise ValueError(f"a patch of {pt} frames x {pf} bins does not fit a clip of {T} frames x {F} bins")
+    if min(stride) < 1:
+        raise ValueError(f"a stride is at least 1 frame and 1 bin, got {tuple(stride)}")
+    if tokens is None:
+        tokens = weight.new_empty(0, D)
     N = ((T - pt) // stride[0] + 1) * ((F - pf) // stride[1] + 1)
     if (position is not None and position.shape != (N, D)) or tokens.shape[1:] != (D,) or not 0 <= place <= N:
         raise ValueError(

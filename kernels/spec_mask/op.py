@@ -28,7 +28,8 @@ def draw_spec_mask(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """SpecMask's rectangles (paper, Algorithm 1): full-height and smaller ones without overlap, under a budget of area.
 
-    seed: 64-bit integer or int64 tensor of one element; epoch: integer or tensor of one element; tickets: int64 `[B]`.
+    seed: 64-bit integer or int64 tensor of one element; epoch: integer or tensor of one element; tickets: int64 `[B]`, a
+    number for each clip: its place in the epoch's order, or any other that no two clips of an epoch share.
     T, F: frames and mel bins. budget: cells to reach; drawing stops when the area is there, so that the last rectangle
     may exceed it. max_width, max_height: largest width in frames and height in bins, cut to T and F.
     clip: narrow the last rectangle so that it ends on the column that reaches the budget.
@@ -111,6 +112,8 @@ def paint(log_mel: torch.Tensor, rectangles: torch.Tensor, fill: torch.Tensor) -
 
 
 def _check_draw(tickets, T, F):
+    if not isinstance(tickets, torch.Tensor):
+        raise ValueError(f"tickets is an int64 tensor (B,), got {tickets!r}")
     if tickets.ndim != 1 or tickets.dtype != torch.int64:
         raise ValueError(f"tickets is int64 (B,), got {tickets.dtype} {tuple(tickets.shape)}")
     if T < 1 or F < 1:
@@ -137,6 +140,8 @@ def _check_spec_augment(tickets, T, F, max_frequency, max_time):
 
 
 def _check_target(log_mel, fill, tickets):
+    if not isinstance(fill, torch.Tensor) or not isinstance(tickets, torch.Tensor):
+        raise ValueError(f"fill is a float32 tensor (B,) and tickets an int64 one, got {fill!r} and {tickets!r}")
     B = log_mel.shape[0] if log_mel.ndim == 3 else -1
     if fill.shape != (B,) or tickets.shape != (B,):
         raise ValueError(

@@ -48,6 +48,7 @@ class DataSet:
     clip_seconds: float  # how long its longer clips typically are
     copies_differ: bool = False  # nobody has quite the same files: a run writes down which clips it had
     absent: tuple[str, ...] = ()  # names of clips that its lists name and that are not there
+    note: str = ""  # a sentence for whoever starts a run on it
 
     def counts(self) -> dict[str, int]:
         """Clips in each split, every split named."""

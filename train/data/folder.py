@@ -34,8 +34,9 @@ def load(settings: Any) -> DataSet:
         root = Path(settings.csv).expanduser().parent
     else:
         root = data_folder(settings.data_root, "folder")
+    note = ""
     if settings.csv:
-        table, classes = _from_csv(root, settings)
+        table, classes, note = _from_csv(root, settings)
     elif settings.test_fold or settings.validation_fold:
         raise UserError("Folds are a column of a CSV: name the file with --csv, or leave --test-fold out.")
     else:
@@ -48,7 +49,7 @@ def load(settings: Any) -> DataSet:
         clips = _hold_out(clips, split, settings.validation_share)
     if not settings.multi_label:
         _check_every_class_trains(clips, classes, root)
-    return DataSet("folder", classes, tuple(clips), settings.multi_label, _clip_seconds(clips))
+    return DataSet("folder", classes, tuple(clips), settings.multi_label, _clip_seconds(clips), note=note)
 
 
 # A row of the table: the file, its labels, its split, and its name.
@@ -76,7 +77,22 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _from_csv(root: Path, settings: Any) -> tuple[list[Row], tuple[str, ...]]:
+def _note_separator(path: Path, cells: list[str], separator: str) -> str:
+    """A sentence where no cell of labels holds the separator and another one would make labels that come again and again."""
+    if any(separator in cell for cell in cells if separator):
+        return ""
+    for other in (",", "|", ";"):
+        parts = [part.strip() for cell in cells for part in cell.split(other)]
+        if other != separator and len(parts) > len(cells) and len(set(parts)) < len(set(cells)):
+            return (
+                f"note: no label of {path} holds the separator {separator!r}, and some hold {other!r}: if that stands "
+                f"between labels, add --label-separator {other!r}."
+            )
+    return ""
+
+
+def _from_csv(root: Path, settings: Any) -> tuple[list[Row], tuple[str, ...], str]:
+    """Rows, classes, and what there is to say of them."""
     path = root / Path(settings.csv).expanduser()
     lines = _read_csv(path)
     _check_columns(path, tuple(lines[0]), settings)
@@ -89,7 +105,10 @@ def _from_csv(root: Path, settings: Any) -> tuple[list[Row], tuple[str, ...]]:
         if file in rows:
             labels = _merged(path, rows[file], labels, split, settings.multi_label)
         rows[file] = (file, labels, split, Path(name).as_posix())
-    return list(rows.values()), tuple(sorted({label for row in rows.values() for label in row[1]}))
+    classes, note = tuple(sorted({label for row in rows.values() for label in row[1]})), ""
+    if settings.multi_label:
+        note = _note_separator(path, [line[settings.csv_labels] for line in lines], settings.label_separator)
+    return list(rows.values()), classes, note
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
