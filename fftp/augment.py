@@ -203,13 +203,14 @@ def clip_level(
 ) -> torch.Tensor:
     """Mean of each clip's `[T, F]`, or of its valid frames (all, where it has none); `[B]`.
 
-    Frame by frame first, so that a clip's mean has the same bits at any batch size.
+    Frame by frame first, and these in float64, so that a clip's mean has the same bits at any batch size: on a GPU the order
+    of a sum over few rows depends on their number.
     """
-    frames = log_mel.mean(2)  # (B, T)
+    frames = log_mel.mean(2).double()  # (B, T)
     if valid_frames is None:
-        return frames.mean(1)
+        return frames.mean(1).to(log_mel.dtype)
     t = torch.arange(frames.shape[1], device=frames.device)[None]
     if roll is not None:
         t = (t - roll[:, None]) % frames.shape[1]
     inside = (t < valid_frames[:, None]) | (valid_frames == 0)[:, None]
-    return (frames * inside).sum(1) / inside.sum(1)
+    return ((frames * inside).sum(1) / inside.sum(1)).to(log_mel.dtype)

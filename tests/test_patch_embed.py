@@ -159,6 +159,13 @@ def test_empty_batch(device):
     assert not got["weight"].any()
 
 
+def test_without_tokens_patches_stand_alone(device):
+    given, stride, _ = case("fftp", device=device)
+    alone = kernels.patch_embed(**(given | {"tokens": None}), stride=stride, place=0)
+    assert torch.equal(alone, kernels.patch_embed(**(given | {"tokens": given["tokens"][:0]}), stride=stride, place=0))
+    assert alone.shape == (3, 14, 48)
+
+
 def test_nan_in_one_clip_stays_there(device):
     given, stride, place = case("fftp", device=device)
     clean = ours(given, stride, place)
@@ -180,6 +187,7 @@ def test_nan_in_one_clip_stays_there(device):
         ({"position": torch.zeros(5, 2)}, "N=6 patches of width D=2"),
         ({"tokens": torch.zeros(1, 3)}, "N=6 patches of width D=2"),
         ({"place": 7}, "a place in 0..N"),
+        ({"stride": (0, 1)}, r"a stride is at least 1 frame and 1 bin, got \(0, 1\)"),
         ({"rectangles": torch.zeros(1, 2, 4, dtype=torch.int32)}, "rectangles and fill go together, got no fill"),
         ({"fill": torch.zeros(1)}, "rectangles and fill go together, got no rectangles"),
         (

@@ -363,6 +363,8 @@ def test_tickets_and_shapes_are_checked():
         draw(0, 0, tickets(2).int(), **SPEECH)
     with pytest.raises(ValueError, match="tickets is int64"):
         draw(0, 0, tickets(2)[None], **SPEECH)
+    with pytest.raises(ValueError, match=r"tickets is an int64 tensor \(B,\), got \[0, 1\]"):
+        draw(0, 0, [0, 1], **SPEECH)
     with pytest.raises(ValueError, match="max_frequency and max_time"):
         kernels.draw_spec_augment(0, 0, tickets(2), 9, 9, max_frequency=0, max_time=3)
     log_mel, rectangles = torch.zeros(2, 4, 3), torch.zeros(2, 5, 4, dtype=torch.int32)
@@ -374,6 +376,8 @@ def test_tickets_and_shapes_are_checked():
     ):
         with pytest.raises(ValueError, match="paint takes"):
             kernels.paint(*arguments)
+    with pytest.raises(ValueError, match=r"fill is a float32 tensor \(B,\) .* got 0.0"):
+        kernels.apply_spec_mask(log_mel, 0.0, 0, 0, tickets(2), budget=1, max_width=1, max_height=1)
     for some, fill in ((tickets(2), torch.zeros(1)), (tickets(1), torch.zeros(2))):
         with pytest.raises(ValueError, match="masks are applied to log_mel"):
             kernels.apply_spec_mask(log_mel, fill, 0, 0, some, budget=1, max_width=1, max_height=1)

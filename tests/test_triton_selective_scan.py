@@ -4,6 +4,7 @@ import pytest
 from triton_cases import run_cases
 
 
+@pytest.mark.timeout(900)  # on a GPU some forty kernels are compiled first
 def test_the_kernels_hold_the_2x_rule(request):
     pytest.importorskip("triton", reason="the triton package is not installed")
     assert run_cases("selective_scan", request.config) >= 90

@@ -30,10 +30,17 @@ SMALL = {
     "mask_width": 4,
     "mask_area": 40,
 }
-LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("streamed", "specaugment")]
 
 
-@pytest.mark.parametrize("kind", ["resident", *LONG])
+def pytest_generate_tests(metafunc):
+    """Long forms in the interpreter; a GPU copies streamed samples beside the capture, which only it can show."""
+    quick = ("resident", "streamed") if metafunc.config.getoption("--gpu") else ("resident",)
+    kinds = ("resident", "streamed", "specaugment")
+    metafunc.parametrize(
+        "kind", [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+    )
+
+
 def test_played_back_steps_are_the_plain_ones(kind, device, monkeypatch):
     if device == "cuda":  # there they are what --fused takes, and the statistics are measured on the host
         dispatch.use_fused(True)
