@@ -74,7 +74,8 @@ class Checked:
     """How far a backend and the plain reference are from the float64 reference, at the worst tensor; whether that is good.
 
     Good is the 2x rule for every tensor, its largest errors over several draws of the inputs: at most twice the reference's
-    error in the same type, plus one unit in the last place, or 1e-4 for logarithms of energies, where nearly empty bins show how a transform rounds. Integers have to be equal.
+    error in the same type, plus one unit in the last place, or 1e-4 for logarithms of energies, where nearly empty bins show
+    how a transform rounds. Integers have to be equal.
     """
 
     operation: str
