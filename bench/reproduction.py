@@ -126,12 +126,26 @@ def _name(row: dict) -> str:
 
 def _about(rows: list[dict]) -> str:
     """What the runs were made on."""
-    clips, machines = rows[0]["clips"], ", ".join(dict.fromkeys(row["machine"] for row in rows))
+    clips, letters = rows[0]["clips"], _letters(rows)
+    machines = ", ".join(f"{machine}{f' ({letter})' if letter else ''}" for machine, letter in letters.items())
     return f"{clips['train']} training, {clips['validation']} validation and {clips['test']} test clips; {machines}."
+
+
+def _letters(rows: list[dict]) -> dict[str, str]:
+    """Machine -> the letter that stands for it beside minutes; none where all runs were made on one."""
+    machines = list(dict.fromkeys(row["machine"] for row in rows))
+    return dict(zip(machines, "abcdefgh" if len(machines) > 1 else [""], strict=False))
+
+
+def _minutes(rows: list[dict], letters: dict[str, str]) -> str:
+    """Of the fastest run on each machine, as other work on a machine only adds to a time."""
+    seconds = {machine: [row["seconds"] for row in rows if row["machine"] == machine] for machine in letters}
+    return "; ".join(f"{min(some) / 60:.1f} {letters[machine]}".rstrip() for machine, some in seconds.items() if some)
 
 
 def _systems(rows: list[dict]) -> str:
     """Every system that ran, beside the paper's figure."""
+    letters = _letters(rows)
     systems = [(system.name, system.recipe, system) for system in (*papers.TABLE1, *papers.CONTROLS)]
     systems += [(f"Table II: {system.name}", f"table2 {system.recipe}", system) for system in papers.TABLE2]
     table = []
@@ -140,11 +154,10 @@ def _systems(rows: list[dict]) -> str:
         if not ours:
             continue
         accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
-        minutes = min(row["seconds"] for row in ours) / 60
         paper = f"{system.paper['accuracy']:.2f}" if "accuracy" in system.paper else ""
         case = ours[0]["case"]
         cells = [name, str(ours[0]["patches"]), str(case["epochs"]), str(len(ours)), _spread(accuracy)]
-        table.append([*cells, _spread(balanced), f"{minutes:.1f}", *([paper] if case["data"] == SPEECH else [])])
+        table.append([*cells, _spread(balanced), _minutes(ours, letters), *([paper] if case["data"] == SPEECH else [])])
     if not table:
         return ""
     head = ["system", "patches", "epochs", "runs", "test accuracy, %", "balanced, %", "minutes"]
