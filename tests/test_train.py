@@ -20,7 +20,8 @@ from tests import runs
 from tests.made_data import make_files
 from tests.tasks import task_of
 from train import loop
-from train.run import check_backends, length_line, seconds_to
+from train.first_lines import length_line
+from train.run import check_backends, seconds_to
 from train.settings import Settings
 from train.step import learning_rate, loss_of, optimiser_of
 
