@@ -164,7 +164,8 @@ def write(folder: Path, lines: Callable[[str], list[dict]]) -> None:
         if not rows:
             (folder / name).unlink(missing_ok=True)
         elif not _shows(plot, folder / name, rows):
-            drawn = figures.figure(*(9, 1.2 + 0.16 * len(rows)) if plot.draw is _roofline else (8, 3.6))
+            sizes = {_roofline: (9, 1.2 + 0.16 * len(rows)), reproduction.curves: (9, 5.4)}
+            drawn = figures.figure(*sizes.get(plot.draw, (8, 3.6)))
             plot.draw(drawn, rows)
             machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
             drawn.suptitle(f"{plot.title}: {machines}", fontsize=10)

@@ -53,6 +53,7 @@ def _row(group: list[dict]) -> str:
         DATA.get(case["data"], case["data"]),
         f"{tables.NAMES[case['model']]}-{size}"
         + (f", `{recipe}`" if recipe else "")
+        + tables.changed(group[0])
         + ("" if case["fused"] else ", float32 on the references"),
         f"{patch} {geometry}, {case['augment']}",
         epochs,

@@ -23,6 +23,7 @@ PAIRS = (
     ("the mask's fill alone: mean for zero", "ast_fftp_mean", "ast_fftp"),
     ("the mask's shape and area, both filled with the mean", "ast_fftp_specmask", "ast_fftp_mean"),
     ("the mask's shape alone, equal area and fill", "ast_fftp_specmask_equal", "ast_fftp_mean"),
+    ("Muon for AdamW, square patches", "ast_square-optimiser-muon", "ast_square"),
     ("SpecAugment against none, FFTP", "ast_fftp", "ast_fftp_plain"),
     ("SpecMask against none, FFTP", "ast_fftp_specmask", "ast_fftp_plain"),
     ("AuM: patches", "aum_fftp", "aum_square"),
@@ -146,7 +147,7 @@ def _minutes(rows: list[dict], letters: dict[str, str]) -> str:
 def _systems(rows: list[dict]) -> str:
     """Every system that ran, beside the paper's figure."""
     letters = _letters(rows)
-    systems = [(system.name, system.recipe, system) for system in (*papers.TABLE1, *papers.CONTROLS)]
+    systems = [(system.name, system.key, system) for system in (*papers.TABLE1, *papers.CONTROLS)]
     systems += [(f"Table II: {system.name}", f"table2 {system.recipe}", system) for system in papers.TABLE2]
     table = []
     for name, key, system in systems:
@@ -224,6 +225,7 @@ def _best(rows: list[dict]) -> str:
         case = ours[0]["case"]
         accuracy, balanced = ([100 * row["metrics"][name] for row in ours] for name in ("accuracy", SCORE))
         name = f"{tables.NAMES[case['model']]}-{case['size']}, {tables.PATCHES[case['patch']]} patches, twelve words"
+        name += tables.changed(ours[0])
         cells = [name, f"{ours[0]['parameters'] / 1e6:.1f}", str(case["epochs"]), str(len(ours))]
         table.append([*cells, _spread(accuracy), _spread(balanced), tables.minutes(ours)])
     if not table:
@@ -256,27 +258,32 @@ def with_patches(rows: list[dict]) -> list[dict]:
 def curves(drawn, rows: list[dict]) -> None:
     """Balanced accuracy on the validation list by minutes of training, of the systems and of the best recipe: a mark an
     epoch, means over the seeds, for the best recipe over those of one machine."""
-    systems, past = drawn.subplots(1, 2)
+    from matplotlib import colormaps
+
+    (systems, past), below = drawn.subplots(2, 2, height_ratios=(5, 3))
     of_tables = [row for row in rows if row["part"] != "train"]
     for number, system in enumerate((*papers.TABLE1, *papers.CONTROLS)):
-        if ours := [row for row in of_tables if _name(row) == system.recipe]:
+        if ours := [row for row in of_tables if _name(row) == system.key]:
             style = "--" if "square" in system.recipe else "-"
-            systems.plot(*_mean_curve(ours), style, marker=".", color=f"C{number % 10}", label=system.name)
+            colour = colormaps["tab20"](2 * number % 20 + number // 10)
+            systems.plot(*_mean_curve(ours), style, marker=".", color=colour, label=system.name)
     for kind in tables.kinds([row for row in rows if row["part"] == "train"]):
         for machine in dict.fromkeys(row["machine"] for row in kind):
             ours, case = [row for row in kind if row["machine"] == machine], kind[0]["case"]
-            label = f"{tables.NAMES[case['model']]} {tables.PATCHES[case['patch']]}, {case['epochs']} epochs, {machine}"
+            label = f"{tables.NAMES[case['model']]} {tables.PATCHES[case['patch']]}, {case['epochs']} epochs"
+            label += f"{tables.changed(kind[0])}, {machine}"
             label += f", {len(ours)} runs" if len(ours) > 1 else ""
             style = "--" if case["patch"] == "square" else "-"
             past.plot(*_mean_curve(ours), style, marker=".", markersize=3, label=label)
     systems.set(ylabel="balanced accuracy, validation list, %", title="Table I and controls")
     past.set(ylim=(80, 100), title=BEST)
-    for axes in (systems, past):
+    for axes, names in zip((systems, past), below, strict=True):
+        names.axis("off")
         axes.grid(alpha=0.3)
         axes.title.set_size(9)
         axes.set_xlabel("minutes of training")
         if axes.lines:
-            axes.legend(fontsize=6, loc="center right" if axes is systems else "lower right")
+            names.legend(handles=axes.lines, fontsize=7, loc="upper center")
 
 
 def _mean_curve(rows: list[dict]) -> tuple[list[float], list[float]]:
@@ -327,6 +334,7 @@ def patches(drawn, rows: list[dict]) -> None:
             )
             axes.annotate(text, at, fontsize=7, textcoords="offset points", **beside)
         axes.margins(x=0.5, y=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(f"{tables.PATCHES[kind]} patches of a clip of one second")
         axes.grid(alpha=0.3)
     every[0][0].set_ylabel("balanced accuracy, test list, %")

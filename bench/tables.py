@@ -51,6 +51,19 @@ def kinds(rows: list[dict]) -> list[list[dict]]:
     return list(found.values())
 
 
+# What goes with a row's patches and epochs, which have columns of their own.
+IMPLIED = ("warmup_epochs", "average_decay", "keep_tokens", "patch_time", "time_stride", "patch_freq", "freq_stride")
+
+
+def changed(row: dict) -> str:
+    """What a run changed in its recipe besides, each behind a comma."""
+    return "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+        for name, value in (row.get("changed") or {}).items()
+        if name not in IMPLIED and row.get("recipe")
+    )
+
+
 def minutes(rows: list[dict]) -> str:
     """Of the fastest run on each machine, as other work on a machine only adds to a time."""
     seconds: dict[str, float] = {}

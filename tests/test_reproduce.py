@@ -76,7 +76,7 @@ def test_systems_of_a_table(table, data):
 
 LAPTOP = {
     ("table1", "speechcommands"): [64, 30, 30, 64, 30, 30],
-    ("controls", "speechcommands"): [64, 30, 30, 64, 64, 30],
+    ("controls", "speechcommands"): [64, 30, 30, 64, 64, 30, 64],
     ("sweep", "speechcommands"): [64, 64, 64, 30, 30, 30],
     ("ablation", "speechcommands"): [*[30] * 10, 23, 30, 30],
     ("table2", "speechcommands"): [144, 8, 21, 30, 60, 119],

@@ -108,7 +108,7 @@ def test_the_best_recipe_stands_beside_kwt(tmp_path):
 def test_the_curves_are_of_systems_and_of_the_best_recipe():
     from matplotlib.figure import Figure
 
-    best = line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": reproduction.BEST, "changed": {"lr": 1}}
+    best = line("ast_fftp", 0, 0.9) | {"part": "train", "recipe": reproduction.BEST, "changed": {"speed": 0.1}}
     rows = [
         line("ast_square", 0, 0.5),
         line("ast_square", 1, 0.7),
@@ -117,10 +117,13 @@ def test_the_curves_are_of_systems_and_of_the_best_recipe():
     ]
     drawn = Figure()
     reproduction.curves(drawn, rows)
-    systems, past = drawn.axes
+    systems, past = drawn.axes[:2]
     assert [curve.get_label() for curve in systems.lines] == ["S1 AST square, SpecAugment"]
     assert systems.lines[0].get_xydata().tolist() == [[0.75, 30.0], [1.5, 60.0]]
-    assert [curve.get_label() for curve in past.lines] == ["AST FFTP, 6 epochs, laptop", "AST FFTP, 6 epochs, another"]
+    assert [curve.get_label() for curve in past.lines] == [
+        "AST FFTP, 6 epochs, speed 0.1, laptop",
+        "AST FFTP, 6 epochs, speed 0.1, another",
+    ]
     assert past.lines[1].get_xydata().tolist() == [[0.5, 45.0], [1.0, 90.0]]
 
 
@@ -138,5 +141,5 @@ def test_collected_lines_come_once(tmp_path, monkeypatch, capsys):
 
 
 def test_every_pair_is_of_systems():
-    known = {system.recipe for system in (*reproduction.papers.TABLE1, *reproduction.papers.CONTROLS)}
+    known = {system.key for system in (*reproduction.papers.TABLE1, *reproduction.papers.CONTROLS)}
     assert {name for _, one, other in reproduction.PAIRS for name in (one, other)} <= known

@@ -76,8 +76,8 @@ TABLE2 = (
 KWT = (("KWT-1", 0.6, 96.95, 0.14), ("KWT-2", 2.4, 97.74, 0.03))
 
 
-def _control(name, recipe):
-    return System(name=name, recipe=recipe, paper={})
+def _control(name, recipe, *flags):
+    return System(name=name, recipe=recipe, paper={}, flags=flags)
 
 
 # What Table I needs beside it, so that patches, the masks' shape, their fill and their area are told apart.
@@ -88,6 +88,7 @@ CONTROLS = (
     _control("C4 AST FFTP of the squares' tokens and operations, SpecMask", "ast_fftp_specmask_64"),
     _control("C5 AST square, no augmentation", "ast_square_plain"),
     _control("C6 AST FFTP, no augmentation", "ast_fftp_plain"),
+    _control("C7 AST square, SpecAugment, by Muon", "ast_square", "--optimiser", "muon"),
 )
 RATES = ("3e-4", "1e-3", "3e-3")
 SWEEP_EPOCHS = 3
