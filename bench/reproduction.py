@@ -30,6 +30,7 @@ PAIRS = (
     ("AuM: SpecMask for SpecAugment", "aum_fftp_specmask", "aum_fftp"),
 )
 SCORE = "balanced_accuracy"
+NEAR = 10  # patches between two texts of a picture that would touch
 BEST = "speechcommands/best"
 SECTIONS = (
     ("Spoken words, the paper's sizes", SPEECH, False),
@@ -324,17 +325,21 @@ def patches(drawn, rows: list[dict]) -> None:
             if name.startswith("table2 "):
                 text = f"{case['patch_time']} frames / {case['time_stride']}"
             named.setdefault(x, []).append((y, text))
-        for x, some in named.items():
+        last = -math.inf
+        for x, some in sorted(named.items()):
             text = "\n".join(f"{name}: {score:.1f}" for score, name in sorted(some, reverse=True))
             at = (x, statistics.mean(score for score, _ in some))
-            beside = (
-                {"xytext": (-8, 0), "va": "center", "ha": "right"}
-                if len(some) > 1
-                else {"xytext": (0, 9), "ha": "center"}
-            )
+            if len(some) > 1:
+                beside = {"xytext": (-8, 0), "va": "center", "ha": "right"}
+            else:  # below, where the one before stands above and near
+                beside = {"xytext": (0, 9 if x - last > NEAR else -15), "ha": "center"}
             axes.annotate(text, at, fontsize=7, textcoords="offset points", **beside)
+            last = x
         axes.margins(x=0.5, y=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        left, right = axes.get_xlim()  # texts stand left of the first patches
+        axes.set_xticks([at for at in axes.get_xticks() if max(0, left) <= at <= right])
+        axes.set_xlim(left, right)
         axes.set_xlabel(f"{tables.PATCHES[kind]} patches of a clip of one second")
         axes.grid(alpha=0.3)
     every[0][0].set_ylabel("balanced accuracy, test list, %")
