@@ -145,6 +145,8 @@ def measure(case: Case | Figures, device: str) -> dict[str, Any]:
 
 
 def _timed(case, device):
+    # A function is compiled for so many shapes and types, and run as it is after that: each case has all of them.
+    torch.compiler.reset()
     sets = 1 if device == "cpu" else min(MOST_SETS, max(2, -(-CACHE_BYTES // max(1, case.set_bytes))))
     with _aside(device):
         turns, left_out = {"": _prepare(case.ours(sets), sets, device, "ours" in case.eager)}, {}

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,6 +65,26 @@ def test_a_line_has_what_design_and_reader_need(tmp_path):
     assert {"copy_gbs", "matmul_tflops"} == line["ceiling"].keys()
     assert "two" in run.row_of(line)
     assert "absent left out: ModuleNotFoundError" in run.row_of(line)
+
+
+def test_compiled_peers_are_compiled_in_every_case(monkeypatch):
+    """However many cases share one function: torch.compile gives a function up after so many shapes."""
+    translated = []
+
+    def backend(graph, _):
+        translated.append(graph)
+        return graph
+
+    monkeypatch.setattr(measure.torch, "compile", partial(torch.compile, backend=backend))
+
+    def plain(x):
+        return x.sin().sum()
+
+    cases = torch._dynamo.config.recompile_limit + 2
+    for n in range(cases):
+        x, peer = torch.ones(10 + n), measure.compiled(plain)
+        measure.measure(case_of(peers={"compiled": lambda sets, x=x, peer=peer: lambda i: peer(x)}, rounds=2), "cpu")
+    assert len(translated) == cases
 
 
 def test_clips_rounds_and_other_figures(monkeypatch):
