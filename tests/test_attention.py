@@ -120,6 +120,26 @@ def test_in_c_by_the_2x_rule_at_length(length, in_c, poison):
     assert all(ratio <= 1 for ratio in ratios((1, length, 2)).values())
 
 
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
+def test_many_tokens_on_amx_go_by_sdpa(biased, in_c, monkeypatch):
+    """By the 2x rule, a clip alone the same bits as among others; with gradients they stay in C."""
+    in_its_own, attended = [], native.attended
+    monkeypatch.setattr(native, "_amx", lambda: True)
+    monkeypatch.setattr(native, "attended", lambda *given: in_its_own.append(given) or attended(*given))
+    x, _, bias = made(3, native.LONG, 2, 64)
+    bias = bias if biased else None
+    exact = written_out(x.double(), 2, bias.double() if biased else None)
+    with torch.no_grad():
+        found, plain = native.attention(x, 2, bias), reference.attention(x, 2, bias)
+        assert torch.equal(native.attention(x[1:2], 2, bias), found[1:2])
+    errors = [float((each.double() - exact).abs().max()) for each in (found, plain)]
+    assert errors[0] <= 2 * errors[1] + unit(exact)
+    assert (found.dtype, in_its_own) == (torch.bfloat16, [])
+    native.attention(x[:, :-1], 2, bias)
+    native.attention(x.requires_grad_(), 2, bias)
+    assert len(in_its_own) == 2
+
+
 @pytest.mark.parametrize("shape", [s for s in (*SHAPES, (2, 129, 2, 64)) if s[3] == 64])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_in_c_a_clip_is_the_same_bits_in_any_batch_and_on_any_threads(shape, threads, in_c):
