@@ -177,6 +177,7 @@ def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: P
     Of several recordings: over their `mixture`, with bars where they sound, and the rollout's mean there; names: of them.
     """
     loaded = [load(path) for path in checkpoints]
+    kinds = {classifier.config.model.grid.full_frequency for classifier in loaded}
     figure = figures.figure(4.2 * len(loaded) + 3.6, 3.6)
     axes = figure.subplots(1, len(loaded) + 1, sharey=True)
     for number, classifier in enumerate(loaded, 1):
@@ -193,9 +194,7 @@ def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: P
             _show(axes[0], sound, "mixture" if many else files[0].name)
             _timeline(axes[0], sounds, rate)
         kind = "full-frequency" if grid.full_frequency else "square"
-        if len({other.config.model.grid.full_frequency for other in loaded}) < len(
-            loaded
-        ):  # patches do not tell them apart
+        if len(loaded) > len(kinds):  # patches alone do not tell them apart
             kind = f"{checkpoints[number - 1].name}, {kind}"
         said = f"{mean_over(sounds, heat, rate):.2f} on the sounds" if many else f"{label} {100 * probability:.0f} %"
         _show(axes[number], sound, f"{kind}, {grid.N} tokens: {said}", "gray")

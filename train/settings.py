@@ -413,8 +413,9 @@ def check_data(settings: Settings, given: set[str]) -> None:
     for name in sorted(given):
         wanted = _OF_DATA.get(name, settings.data)
         if wanted != settings.data:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} is for --data {wanted}, and this is --data {settings.data}: exchange one of them.")
+            raise UserError(
+                f"{settings._called(name)} is for --data {wanted}, and this is --data {settings.data}: exchange one of them."
+            )
 
 
 def differences(saved: dict[str, Any], now: Settings, given: set[str]) -> list[str]:
