@@ -39,10 +39,10 @@ setup(
     packages=find_packages(include=["fftp", "fftp.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"train": ["recipes/*.toml", "recipes/*/*.toml"], "fftp.page": ["style.css", "script.js"]},
     ext_modules=[
-        library("kernels/attention", "native_matrix.h", "../matrix.h", "../native.h"),
+        library("kernels/attention", "native_matrix.h", "../matrix.h", "../tiles.h", "../native.h"),
         library("kernels/fbank", "native_lanes.h", "../philox.h", "../native.h"),
         library("kernels/gelu", "native_lanes.h", "../lanes.h", "../native.h"),
-        library("kernels/linear", "../matrix.h", "../native.h"),
+        library("kernels/linear", "../matrix.h", "../tiles.h", "../native.h"),
         library("kernels/norm", "native_lanes.h", "../lanes.h", "../native.h"),
         library("kernels/spec_mask", "../philox.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),

@@ -66,7 +66,9 @@ def product(layer: nn.Linear, x):
     A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
     what reads the result anyway; in other types the product adds it for nothing.
     """
-    return (kernels.linear(x, layer.weight), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
+    if x.dtype != torch.bfloat16:
+        return layer(x), None
+    return kernels.linear(x, layer.weight, getattr(layer, "panels", None)), layer.bias
 
 
 class Attention(nn.Module):

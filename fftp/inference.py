@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+import kernels
 from fftp.patching import PatchEmbed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -73,4 +74,6 @@ def _cast(model, precision):
     for module in made.modules():
         if isinstance(module, (nn.Linear, PatchEmbed)):
             module.weight = nn.Parameter(module.weight.detach().to(precision), requires_grad=False)
+        if isinstance(module, nn.Linear):
+            module.panels = kernels.linear_panels(module.weight)
     return made

@@ -6,7 +6,7 @@
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.gelu import gelu
-from kernels.linear import linear
+from kernels.linear import linear, linear_panels
 from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import (
@@ -34,6 +34,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "linear_panels",
     "normalise",
     "paint",
     "patch_embed",

@@ -54,6 +54,46 @@ INLINE void pair_up(__m512i a, __m512i b, uint16_t *to)
     _mm512_storeu_si512(to + BLOCK, _mm512_permutex2var_epi16(a, _mm512_add_epi16(alternating(32), _mm512_set1_epi16(16)), b));
 }
 
+/* 16 x 16 values of 32 bits transposed. */
+INLINE void transpose(__m512i rows[16])
+{
+    __m512i a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) { /* b[i + c]: of rows i to i + 3 column c of each 128 bits */
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const __m512i p = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512i r = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd), s = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        rows[c] = _mm512_shuffle_i32x4(p, q, 0x88);
+        rows[4 + c] = _mm512_shuffle_i32x4(r, s, 0x88);
+        rows[8 + c] = _mm512_shuffle_i32x4(p, q, 0xdd);
+        rows[12 + c] = _mm512_shuffle_i32x4(r, s, 0xdd);
+    }
+}
+
+/* The same of values that lie `pitch` bfloat16 apart from row to row, to where they lie `apart` apart. */
+INLINE void turn(const void *from, int64_t pitch, void *to, int64_t apart)
+{
+    __m512i rows[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        rows[i] = _mm512_loadu_si512((const uint16_t *)from + i * pitch);
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512((uint16_t *)to + i * apart, rows[i]);
+}
+
 /* Have rows of `width` numbers fetched that lie too far apart for the processor to guess which come next. */
 INLINE void fetch(const uint16_t *rows, int64_t pitch, int64_t n, int64_t width)
 {

@@ -8,7 +8,9 @@
    NAME(x)         the function or type x of this instruction set
    FUSED(a, b, c)  a b + c, rounded once where the processor can; of vectors of type NAME(vec)
    FUSED2(a, b, c) the same of vectors of type NAME(doubles)
-   MUL32(a, b)     products of the lower halves of 64-bit lanes, of type NAME(wide) */
+   MUL32(a, b)     products of the lower halves of 64-bit lanes, of type NAME(wide)
+
+   One that multiplies tiles (tiles.h) as well defines TILES first, and finds TILED where the compiler and the system know them. */
 
 #include <math.h>
 #include <pthread.h>
@@ -26,6 +28,12 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #ifdef __x86_64__
 #include <immintrin.h>
+#if defined TILES && defined __linux__ && (defined __clang__ ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define TILED
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #ifdef LANES_FILE
 #ifdef __x86_64__
@@ -91,7 +99,7 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef void (*body)(const void *job, int64_t task, float *scratch);
 
-enum { PLAIN, AVX2, AVX512, SETS };
+enum { PLAIN, AVX2, AVX512, AMX, SETS = AMX };
 
 #ifdef __x86_64__
 #define EACH(x) {x##_plain, x##_avx2, x##_avx512}
@@ -101,13 +109,30 @@ enum { PLAIN, AVX2, AVX512, SETS };
 
 static const int64_t LANES_OF[SETS] = {4, 8, 16};
 
-/* The widest instruction set of this processor: 0 the platform's plain one, 1 AVX2 with FMA, 2 AVX-512. */
+#ifdef TILED
+/* Whether the processor multiplies tiles of bfloat16 and the system lets this process: it has to be asked. */
+static int tiles_allowed(void)
+{
+    const long ask = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    unsigned a, b, c, d = 0;
+    const unsigned bf16 = 1u << 22, tiles = 1u << 24;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16) && (d & tiles) && !syscall(SYS_arch_prctl, ask, tile_data);
+}
+#endif
+
+/* The widest instruction set of this processor that this operation uses: 0 the platform's plain one, 1 AVX2 with FMA, 2
+   AVX-512, 3 that and AMX. */
 int64_t fftp_widest(void)
 {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+#ifdef TILED
+        if (__builtin_cpu_supports("avx512bf16") && tiles_allowed())
+            return AMX;
+#endif
         return AVX512;
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return AVX2;
 #endif
@@ -118,7 +143,7 @@ int64_t fftp_widest(void)
 int64_t fftp_bfloat16(void)
 {
 #ifdef __x86_64__
-    return fftp_widest() == AVX512 && __builtin_cpu_supports("avx512bf16");
+    return fftp_widest() >= AVX512 && __builtin_cpu_supports("avx512bf16");
 #else
     return 0;
 #endif

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-SETS = ("the plain instruction set", "AVX2", "AVX-512")
+SETS = ("the plain instruction set", "AVX2", "AVX-512", "AMX")
+AMX = SETS.index("AMX")
 BUILD = "python setup.py build_ext --inplace"
 
-use_set: int | None = None  # an index of SETS in place of the widest there is, for tests
+use_set: int | None = None  # an index of SETS in place of a wider one, for tests
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,22 @@ class Library:
 
     def instruction_set(self) -> str:
         """The one in use, in words."""
-        return SETS[self._set()]
+        return SETS[self.widest()]
 
-    def _set(self):
-        return _load(self)[0].fftp_widest() if use_set is None else use_set
+    def widest(self) -> int:
+        """The index in SETS of the widest one in use, of those that the operation has code for."""
+        widest = _answer(self, "widest")
+        return widest if use_set is None else min(widest, use_set)
 
     def asks(self, name: str) -> bool:
         """What fftp_NAME, which takes nothing, answers of the processor."""
-        return _answer(self, name)
+        return bool(_answer(self, name))
 
     def call(self, name: str, work: ctypes.Structure) -> None:
         """Run fftp_NAME on torch's number of threads. Raises MemoryError where there is no scratch space."""
         function = getattr(_load(self)[0], f"fftp_{name}")
         # ctypes lets go of Python's lock during the call.
-        if function(ctypes.addressof(work), self._set(), torch.get_num_threads(), _parallel_region()):
+        if function(ctypes.addressof(work), self.widest(), torch.get_num_threads(), _parallel_region()):
             raise MemoryError(f"{name}: no memory for the scratch space of one thread")
 
 
@@ -81,10 +84,10 @@ def _load(library: Library) -> tuple[ctypes.CDLL | None, str]:
 
 
 @cache
-def _answer(library: Library, name: str) -> bool:
+def _answer(library: Library, name: str) -> int:
     function = getattr(_load(library)[0], f"fftp_{name}")
     function.restype = ctypes.c_int64
-    return bool(function())
+    return function()
 
 
 @cache

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kernels
+import kernels.native as shared
 from kernels import dispatch
 from kernels.attention import native, products, reference
 
@@ -13,10 +14,14 @@ IN_C = [(3, 1, 2), (2, 2, 1), (2, 31, 3), (33, 32, 3), (2, 33, 1), (1, 66, 3), (
 PARTS = ("q", "k", "v")
 
 
-@pytest.fixture
-def in_c():
+@pytest.fixture(params=[shared.SETS.index("AVX-512"), shared.AMX], ids=["vectors", "tiles"])
+def in_c(request, monkeypatch):
+    """C by vectors, then by tiles, as far as this processor has them."""
     if reason := native.refuses():
         pytest.skip(reason)
+    if native.LIBRARY.widest() < request.param:
+        pytest.skip(f"this processor has no {shared.SETS[request.param]}")
+    monkeypatch.setattr(shared, "use_set", request.param)
 
 
 @pytest.fixture
@@ -118,26 +123,6 @@ def test_in_c_by_the_2x_rule(shape, biased, in_c, poison):
 @pytest.mark.parametrize("length", [992, 1214])
 def test_in_c_by_the_2x_rule_at_length(length, in_c, poison):
     assert all(ratio <= 1 for ratio in ratios((1, length, 2)).values())
-
-
-@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
-def test_many_tokens_on_amx_go_by_sdpa(biased, in_c, monkeypatch):
-    """By the 2x rule, a clip alone the same bits as among others; with gradients they stay in C."""
-    in_its_own, attended = [], native.attended
-    monkeypatch.setattr(native, "_amx", lambda: True)
-    monkeypatch.setattr(native, "attended", lambda *given: in_its_own.append(given) or attended(*given))
-    x, _, bias = made(3, native.LONG, 2, 64)
-    bias = bias if biased else None
-    exact = written_out(x.double(), 2, bias.double() if biased else None)
-    with torch.no_grad():
-        found, plain = native.attention(x, 2, bias), reference.attention(x, 2, bias)
-        assert torch.equal(native.attention(x[1:2], 2, bias), found[1:2])
-    errors = [float((each.double() - exact).abs().max()) for each in (found, plain)]
-    assert errors[0] <= 2 * errors[1] + unit(exact)
-    assert (found.dtype, in_its_own) == (torch.bfloat16, [])
-    native.attention(x[:, :-1], 2, bias)
-    native.attention(x.requires_grad_(), 2, bias)
-    assert len(in_its_own) == 2
 
 
 @pytest.mark.parametrize("shape", [s for s in (*SHAPES, (2, 129, 2, 64)) if s[3] == 64])

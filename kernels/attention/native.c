@@ -1,4 +1,5 @@
-/* Attention and its gradients for processors that multiply bfloat16 (AVX512-BF16); called through ctypes by native.py.
+/* Attention and its gradients for processors that multiply bfloat16, by vectors (AVX512-BF16) or by tiles (AMX); called through
+   ctypes by native.py.
 
    A task is one head of one clip, read where it lies, or some of its queries. 32 queries at a time: their scores with every
    key, transposed, S^T = K Q^T (float32), so that the largest, the exponentials, their sum and what the gradients add up are
@@ -8,6 +9,7 @@
 
    The pieces, from the rows of a head to its softmax, are native_matrix.h's. */
 
+#define TILES
 #include "../native.h"
 
 /* x is (B, L, 3 H 64) and out (B, L, H 64), both contiguous bfloat16; bias (3 H 64) is added to x, or NULL.
@@ -30,11 +32,17 @@ struct gradients {
 };
 
 #ifdef __x86_64__
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
+#ifdef TILED
+#pragma GCC target("amx-tile,amx-bf16")
+#endif
+#elif defined TILED
+#pragma clang attribute push(                                                                                                  \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
 #endif
 
 #include "native_matrix.h"
@@ -54,10 +62,10 @@ static int64_t next_head(int64_t task, int64_t threads, int64_t B, int64_t L, in
     return then < B * H ? (then / H - task / H) * L * width + (then % H - task % H) * WIDTH : 0;
 }
 
-static void attention(const void *job, int64_t task, float *scratch)
+INLINE void attention(const int tiles, const void *job, int64_t task, float *scratch)
 {
     const struct attention *w = job;
-    const int64_t L = w->L, keys = round_up(L, ROWS), D = w->H * WIDTH, blocks = (L + BLOCK - 1) / BLOCK;
+    const int64_t L = w->L, keys = round_up(L, tiles ? STEP : ROWS), D = w->H * WIDTH, blocks = (L + BLOCK - 1) / BLOCK;
     const int64_t head = task / w->parts % w->H, clip = task / w->parts / w->H, part = task % w->parts;
     const int64_t first = blocks * part / w->parts, end = blocks * (part + 1) / w->parts;
     const uint16_t *x = w->x + clip * L * 3 * D + head * WIDTH;
@@ -69,9 +77,13 @@ static void attention(const void *job, int64_t task, float *scratch)
     float *scores = next(&scratch, keys * BLOCK), *sums = next(&scratch, BLOCK * WIDTH), *one_over = next(&scratch, BLOCK);
     uint16_t *k = next(&scratch, keys * WIDTH / 2), *v_pairs = next(&scratch, keys * WIDTH / 2);
     uint16_t *weights = next(&scratch, keys * BLOCK / 2), *q_turned = next(&scratch, BLOCK * WIDTH / 2);
-    uint16_t *rows = (uint16_t *)scores; /* before there are any */
+    uint16_t *v_across = next(&scratch, tiles ? keys * WIDTH / 2 : 0), *rows = (uint16_t *)scores; /* before there are any */
+    if (tiles)
+        tiles_on();
     take(x + 2 * D, 3 * D, bias_v, L, keys, rows);
     paired(rows, keys, v_pairs);
+    if (tiles)
+        across(v_pairs, keys, v_across);
     take(x + D, 3 * D, bias_k, L, keys, k);
     for (int64_t t = first * BLOCK; t < least(L, end * BLOCK); t += BLOCK) {
         const int64_t n = least(BLOCK, L - t);
@@ -79,25 +91,27 @@ static void attention(const void *job, int64_t task, float *scratch)
         take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, (uint16_t *)sums);
         turned((uint16_t *)sums, q_turned);
         fetch(then, 3 * D, n, WIDTH);
-        matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
+        product(tiles, k, WIDTH, keys, q_turned, WIDTH / 2, scores);
         fetch(then + D, 3 * D, n, WIDTH);
         softmax(scores, L, keys, weights, one_over);
         fetch(then + 2 * D, 3 * D, n, WIDTH);
-        wide_matrix(weights, 2, 2 * BLOCK, round_up(n, ROWS), v_pairs, keys / 2, sums, 0);
+        mixture(tiles, weights, keys, n, v_pairs, v_across, sums);
         put(sums, n, one_over, w->out + (clip * L + t) * D + head * WIDTH, D, NULL);
     }
+    if (tiles)
+        tiles_off();
 }
 
 static int64_t attention_floats(int64_t L)
 {
-    const int64_t keys = round_up(L, ROWS);
-    return keys * (BLOCK + WIDTH + BLOCK / 2) + BLOCK * (WIDTH + 1 + WIDTH / 2);
+    const int64_t keys = round_up(L, BLOCK);
+    return keys * (BLOCK + 3 * WIDTH / 2 + BLOCK / 2) + BLOCK * (WIDTH + 1 + WIDTH / 2);
 }
 
-static void gradients(const void *job, int64_t task, float *scratch)
+INLINE void gradients(const int tiles, const void *job, int64_t task, float *scratch)
 {
     const struct gradients *w = job;
-    const int64_t L = w->L, keys = round_up(L, ROWS), D = w->H * WIDTH, head = task % w->H, clip = task / w->H;
+    const int64_t L = w->L, keys = round_up(L, tiles ? STEP : ROWS), D = w->H * WIDTH, head = task % w->H, clip = task / w->H;
     const int64_t at = clip * L * 3 * D + head * WIDTH;
     const int64_t ahead = next_head(task, w->threads, w->B, L, w->H, 3 * D);
     const int64_t g_ahead = next_head(task, w->threads, w->B, L, w->H, D);
@@ -111,11 +125,15 @@ static void gradients(const void *job, int64_t task, float *scratch)
     uint16_t *d_scores = next(&scratch, keys * BLOCK / 2), *ds_pairs = next(&scratch, keys * BLOCK / 2);
     uint16_t *rows = next(&scratch, BLOCK * WIDTH / 2), *q_turned = next(&scratch, BLOCK * WIDTH / 2);
     uint16_t *g_turned = next(&scratch, BLOCK * WIDTH / 2), *q_pairs = next(&scratch, BLOCK * WIDTH / 2);
-    uint16_t *g_pairs = next(&scratch, BLOCK * WIDTH / 2);
+    uint16_t *g_pairs = next(&scratch, BLOCK * WIDTH / 2), *k_across = next(&scratch, tiles ? keys * WIDTH / 2 : 0);
     float totals[3][WIDTH] = {{0}};
     take(x + D, 3 * D, bias_k, L, keys, k);
     take(x + 2 * D, 3 * D, bias_v, L, keys, v);
     paired(k, keys, k_pairs);
+    if (tiles) {
+        across(k_pairs, keys, k_across);
+        tiles_on();
+    }
     for (int64_t t = 0; t < L; t += BLOCK) {
         const int64_t n = least(BLOCK, L - t);
         const uint16_t *then = x + ahead + t * 3 * D;
@@ -127,20 +145,22 @@ static void gradients(const void *job, int64_t task, float *scratch)
         turned(rows, g_turned);
         paired(rows, BLOCK, g_pairs);
         fetch(then, 3 * D, n, WIDTH);
-        matrix(k, WIDTH, 2, keys, q_turned, WIDTH / 2, scores, BLOCK, 0);
+        product(tiles, k, WIDTH, keys, q_turned, WIDTH / 2, scores);
         fetch(d_x, 3 * D, n, WIDTH);
-        matrix(v, WIDTH, 2, keys, g_turned, WIDTH / 2, d_weights, BLOCK, 0);
+        product(tiles, v, WIDTH, keys, g_turned, WIDTH / 2, d_weights);
         fetch(then + D, 3 * D, n, WIDTH);
         slopes(scores, d_weights, L, keys, weights, d_scores, ds_pairs);
         fetch(d_x + D, 3 * D, n, WIDTH);
-        wide_matrix(weights, BLOCK, 2, keys, g_pairs, BLOCK / 2, d_v, t > 0);
+        wide_product(tiles, weights, keys, g_pairs, d_v, t > 0);
         fetch(then + 2 * D, 3 * D, n, WIDTH);
-        wide_matrix(d_scores, BLOCK, 2, keys, q_pairs, BLOCK / 2, d_k, t > 0);
+        wide_product(tiles, d_scores, keys, q_pairs, d_k, t > 0);
         fetch(d_x + 2 * D, 3 * D, n, WIDTH);
-        wide_matrix(ds_pairs, 2, 2 * BLOCK, round_up(n, ROWS), k_pairs, keys / 2, d_q, 0);
+        mixture(tiles, ds_pairs, keys, n, k_pairs, k_across, d_q);
         fetch(grad + g_ahead + t * D, D, n, WIDTH);
         put(d_q, n, NULL, d_x, 3 * D, totals[0]);
     }
+    if (tiles)
+        tiles_off();
     put(d_k, L, NULL, w->d_x + at + D, 3 * D, totals[1]);
     put(d_v, L, NULL, w->d_x + at + 2 * D, 3 * D, totals[2]);
     for (int64_t i = 0; w->d_bias && i < 3; i++)
@@ -149,9 +169,17 @@ static void gradients(const void *job, int64_t task, float *scratch)
 
 static int64_t gradients_floats(int64_t L)
 {
-    const int64_t keys = round_up(L, ROWS);
-    return keys * (2 * BLOCK + 2 * WIDTH + 3 * WIDTH / 2 + 3 * BLOCK / 2) + BLOCK * (WIDTH + 5 * WIDTH / 2);
+    const int64_t keys = round_up(L, BLOCK);
+    return keys * (2 * BLOCK + 2 * WIDTH + 4 * WIDTH / 2 + 3 * BLOCK / 2) + BLOCK * (WIDTH + 5 * WIDTH / 2);
 }
+
+static void attention_by_vectors(const void *job, int64_t task, float *scratch) { attention(0, job, task, scratch); }
+
+static void gradients_by_vectors(const void *job, int64_t task, float *scratch) { gradients(0, job, task, scratch); }
+
+static void attention_by_tiles(const void *job, int64_t task, float *scratch) { attention(1, job, task, scratch); }
+
+static void gradients_by_tiles(const void *job, int64_t task, float *scratch) { gradients(1, job, task, scratch); }
 
 #ifdef __clang__
 #pragma clang attribute pop
@@ -159,18 +187,22 @@ static int64_t gradients_floats(int64_t L)
 #pragma GCC pop_options
 #endif
 #else
-static void attention(const void *job, int64_t task, float *scratch) {}
-static void gradients(const void *job, int64_t task, float *scratch) {}
+static void attention_by_vectors(const void *job, int64_t task, float *scratch) {}
+static void gradients_by_vectors(const void *job, int64_t task, float *scratch) {}
+static void attention_by_tiles(const void *job, int64_t task, float *scratch) {}
+static void gradients_by_tiles(const void *job, int64_t task, float *scratch) {}
 static int64_t attention_floats(int64_t L) { return 0; }
 static int64_t gradients_floats(int64_t L) { return 0; }
 #endif
 
 int64_t fftp_attention(const struct attention *w, int64_t set, int64_t threads, parallel region)
 {
-    return run_all(attention, w, w->B * w->H * w->parts, attention_floats(w->L), threads, region);
+    body run = set == AMX ? attention_by_tiles : attention_by_vectors;
+    return run_all(run, w, w->B * w->H * w->parts, attention_floats(w->L), threads, region);
 }
 
 int64_t fftp_gradients(const struct gradients *w, int64_t set, int64_t threads, parallel region)
 {
-    return run_all(gradients, w, w->B * w->H, gradients_floats(w->L), threads, region);
+    body run = set == AMX ? gradients_by_tiles : gradients_by_vectors;
+    return run_all(run, w, w->B * w->H, gradients_floats(w->L), threads, region);
 }

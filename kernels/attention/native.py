@@ -1,21 +1,18 @@
 """Attention in bfloat16 in C (native.c), forward and backward, for processors that multiply bfloat16."""
 
 import ctypes
-from functools import cache
 from pathlib import Path
 
 import torch
 
-from kernels.attention import products, reference
+from kernels.attention import products
 from kernels.native import Library
-from kernels.sdpa import sdpa
 
 WIDTH = 64  # of a head, as all of AST's sizes have it
-LONG = 200  # tokens from which SDPA is ahead on AMX
 PARTS = 4  # a thread's share of the tasks, at least, so that threads end at much the same time
 
 LIBRARY = Library(
-    Path(__file__).parent, ("native.c", "native_matrix.h", "../matrix.h", "../native.h"), ("attention", "gradients")
+    Path(__file__).parent, ("native.c", "native_matrix.h", "../matrix.h", "../tiles.h", "../native.h"), ("attention", "gradients")
 )
 
 
@@ -37,21 +34,10 @@ def refuses() -> str | None:
 
 
 def attention(x, heads, bias):
-    """As `reference.attention`, in bfloat16. Where a head is not WIDTH wide, by `products`; many tokens on AMX, which SDPA's
-    forward uses and this C does not, by SDPA."""
+    """As `reference.attention`, in bfloat16. Where a head is not WIDTH wide, by `products`."""
     if x.shape[2] != 3 * heads * WIDTH:
         return products.attention(x, heads, bias)
-    if x.shape[1] >= LONG and _amx() and not (torch.is_grad_enabled() and x.requires_grad):
-        # Side by side in memory SDPA takes half of the time that it takes with rows of all heads apart.
-        qkv = reference.biased(x.to(torch.bfloat16), bias).unflatten(2, (3, heads, WIDTH))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)  # (B, H, L, WIDTH)
-        return sdpa(q, k, v).transpose(1, 2).flatten(2)
     return attended(x.to(torch.bfloat16), None if bias is None else bias.float(), heads)
-
-
-@cache
-def _amx() -> bool:
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 @torch.library.custom_op("fftp::native_attention", mutates_args=(), device_types="cpu")

@@ -1,18 +1,59 @@
 /* What native.c multiplies and adds up, on one head's numbers: products, layouts, the softmax and its slopes.
 
-   Each product is `matrix` (../matrix.h), whose left side may lie anywhere: P and dS are never transposed. BLOCK is queries
-   here. */
+   By vectors each product is `matrix` (../matrix.h), whose left side may lie anywhere: P and dS are never transposed. By tiles
+   (../tiles.h) it is `tile_matrix`, whose left side lies in rows: V and K are transposed, once a head. BLOCK is queries here. */
 
 #include "../matrix.h"
 
 #define WIDTH 64 /* of a head */
 
-/* `matrix` for WIDTH columns, whose right side comes in halves. */
-INLINE void wide_matrix(const uint16_t *left, const int64_t row, const int64_t pair, int64_t rows, const uint16_t *right,
-                        int64_t pairs, float *to, int add)
+#ifdef TILED
+#include "../tiles.h"
+#else
+#define STEP ROWS
+INLINE void tiles_on(void) {}
+INLINE void tiles_off(void) {}
+INLINE void tile_matrix(const uint16_t *left, int64_t row, int64_t rows, const uint16_t *right, int64_t pairs, float *to,
+                        int64_t pitch, int add)
 {
-    for (int64_t half = 0; half < 2; half++)
-        matrix(left, row, pair, rows, right + half * pairs * 2 * BLOCK, pairs, to + half * BLOCK, WIDTH, add);
+}
+#endif
+
+/* to (rows, BLOCK) = left (rows, 2 pairs) right; row is left's stride. */
+INLINE void product(const int tiles, const uint16_t *left, const int64_t row, int64_t rows, const uint16_t *right,
+                    int64_t pairs, float *to)
+{
+    if (tiles)
+        tile_matrix(left, row, rows, right, pairs, to, BLOCK, 0);
+    else
+        matrix(left, row, 2, rows, right, pairs, to, BLOCK, 0);
+}
+
+/* to (rows, WIDTH) = (or += where `add`) left (rows, BLOCK) right, which comes in halves. */
+INLINE void wide_product(const int tiles, const uint16_t *left, int64_t rows, const uint16_t *right, float *to, int add)
+{
+    for (int64_t half = 0; half < 2; half++, right += BLOCK * BLOCK, to += BLOCK)
+        if (tiles)
+            tile_matrix(left, BLOCK, rows, right, BLOCK / 2, to, WIDTH, add);
+        else
+            matrix(left, BLOCK, 2, rows, right, BLOCK / 2, to, WIDTH, add);
+}
+
+/* to (BLOCK, WIDTH) = the transpose of pairs (keys / 2, BLOCK, 2) times a head's rows, which come as `paired` lays them out, and
+   by tiles `across` as well. n: how many of the BLOCK are wanted. */
+INLINE void mixture(const int tiles, const uint16_t *pairs, int64_t keys, int64_t n, const uint16_t *paired,
+                    const uint16_t *across, float *to)
+{
+    if (tiles) {
+        float sums[WIDTH * BLOCK] __attribute__((aligned(64)));
+        tile_matrix(across, keys, WIDTH, pairs, keys / 2, sums, BLOCK, 0);
+        for (int64_t d = 0; d < WIDTH; d += 16)
+            for (int64_t t = 0; t < n; t += 16)
+                turn(sums + d * BLOCK + t, 2 * BLOCK, to + t * WIDTH + d, 2 * WIDTH);
+    } else {
+        for (int64_t half = 0; half < 2; half++)
+            matrix(pairs, 2, 2 * BLOCK, round_up(n, ROWS), paired + half * keys * BLOCK, keys / 2, to + half * BLOCK, WIDTH, 0);
+    }
 }
 
 /* 2^x for x <= 0 to 3e-6 of itself, 1 for 0, 0 from -150 down, NaN for NaN. */
@@ -67,33 +108,17 @@ static void paired(const uint16_t *rows, int64_t n, uint16_t *to)
 /* (BLOCK, WIDTH) transposed, a pair of a row's numbers staying one, as the right side of matrix: (WIDTH / 2, BLOCK, 2). */
 static void turned(const uint16_t *rows, uint16_t *to)
 {
-    for (int64_t corner = 0; corner < 4; corner++) { /* 16 rows and 16 pairs each */
-        const uint16_t *from = rows + corner / 2 * 16 * WIDTH + corner % 2 * 32;
-        uint16_t *at = to + corner % 2 * 16 * 2 * BLOCK + corner / 2 * 32;
-        __m512i a[16], b[16];
-#pragma GCC unroll 8
-        for (int i = 0; i < 16; i += 2) {
-            const __m512i even = _mm512_loadu_si512(from + i * WIDTH), odd = _mm512_loadu_si512(from + (i + 1) * WIDTH);
-            a[i] = _mm512_unpacklo_epi32(even, odd);
-            a[i + 1] = _mm512_unpackhi_epi32(even, odd);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < 16; i += 4) { /* b[i + c]: of rows i to i + 3 column c of each 128 bits */
-            b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-            b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-            b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-            b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-        }
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) {
-            const __m512i p = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
-            const __m512i r = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd), s = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
-            _mm512_storeu_si512(at + c * 2 * BLOCK, _mm512_shuffle_i32x4(p, q, 0x88));
-            _mm512_storeu_si512(at + (4 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(r, s, 0x88));
-            _mm512_storeu_si512(at + (8 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(p, q, 0xdd));
-            _mm512_storeu_si512(at + (12 + c) * 2 * BLOCK, _mm512_shuffle_i32x4(r, s, 0xdd));
-        }
-    }
+    for (int64_t t = 0; t < BLOCK; t += 16)
+        for (int64_t d = 0; d < WIDTH; d += 32)
+            turn(rows + t * WIDTH + d, WIDTH, to + d * BLOCK + 2 * t, 2 * BLOCK);
+}
+
+/* (n, WIDTH) transposed, (WIDTH, n), from what `paired` made of it; n is a multiple of 32. */
+static void across(const uint16_t *paired, int64_t n, uint16_t *to)
+{
+    for (int64_t d = 0; d < WIDTH; d += 16)
+        for (int64_t t = 0; t < n; t += 32)
+            turn(paired + (d / BLOCK * n + t) * BLOCK + d % BLOCK * 2, 2 * BLOCK, to + d * n + t, n);
 }
 
 /* Rows of WIDTH sums, each times its scale, as bfloat16; totals adds up each column. scales and totals may be NULL. */
@@ -116,11 +141,11 @@ static void put(const float *from, int64_t rows, const float *scales, uint16_t *
         _mm512_storeu_ps(totals + 16 * j, _mm512_add_ps(_mm512_loadu_ps(totals + 16 * j), columns[j]));
 }
 
-/* The largest score of each query. Keys from L on are given -infinity. */
-INLINE void largest(float *scores, int64_t L, int64_t keys, __m512 most[2])
+/* The largest score of each query. A key that makes an odd L even is given -infinity. */
+INLINE void largest(float *scores, int64_t L, __m512 most[2])
 {
     most[0] = most[1] = _mm512_set1_ps(-INFINITY);
-    for (float *row = scores + L * BLOCK; row < scores + keys * BLOCK; row += 16)
+    for (float *row = scores + L * BLOCK; row < scores + round_up(L, 2) * BLOCK; row += 16)
         _mm512_storeu_ps(row, most[0]);
     for (const float *row = scores; row < scores + L * BLOCK; row += BLOCK)
         for (int c = 0; c < 2; c++)
@@ -136,12 +161,19 @@ INLINE __m512 exponential(const float *score, __m512 most)
 
 INLINE __m512i narrowed(const __m512 row[2]) { return (__m512i)_mm512_cvtne2ps_pbh(row[1], row[0]); }
 
+/* 0 in rows `from` to `to` of BLOCK numbers. */
+INLINE void clear(uint16_t *rows, int64_t from, int64_t to)
+{
+    memset(rows + from * BLOCK, 0, 2 * (size_t)((to - from) * BLOCK));
+}
+
 /* Scores (keys, BLOCK) to exp((score - largest) / 8) in pairs of keys, (keys / 2, BLOCK, 2), and one over their sums. */
 static void softmax(float *scores, int64_t L, int64_t keys, uint16_t *weights, float *one_over)
 {
     __m512 most[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    largest(scores, L, keys, most);
-    for (int64_t k = 0; k < keys; k += 2) {
+    largest(scores, L, most);
+    const int64_t even = round_up(L, 2);
+    for (int64_t k = 0; k < even; k += 2) {
         __m512 a[2], b[2];
 #pragma GCC unroll 2
         for (int c = 0; c < 2; c++) {
@@ -151,6 +183,7 @@ static void softmax(float *scores, int64_t L, int64_t keys, uint16_t *weights, f
         }
         pair_up(narrowed(a), narrowed(b), weights + k * BLOCK);
     }
+    clear(weights, even, keys);
     for (int c = 0; c < 2; c++)
         _mm512_storeu_ps(one_over + 16 * c, _mm512_div_ps(_mm512_set1_ps(1), totals[c]));
 }
@@ -160,9 +193,10 @@ static void slopes(float *scores, const float *d_weights, int64_t L, int64_t key
                    uint16_t *pairs)
 {
     __m512 most[2], one_over[2], means[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    const int64_t even = round_up(L, 2);
     means[0] = means[1] = totals[0];
-    largest(scores, L, keys, most);
-    for (int64_t at = 0; at < keys * BLOCK; at += BLOCK)
+    largest(scores, L, most);
+    for (int64_t at = 0; at < even * BLOCK; at += BLOCK)
 #pragma GCC unroll 2
         for (int c = 0; c < 2; c++) {
             const __m512 e = exponential(scores + at + 16 * c, most[c]);
@@ -175,7 +209,7 @@ static void slopes(float *scores, const float *d_weights, int64_t L, int64_t key
         one_over[c] = _mm512_div_ps(_mm512_set1_ps(1), totals[c]);
         means[c] = _mm512_mul_ps(_mm512_mul_ps(means[c], one_over[c]), eighth);
     }
-    for (int64_t at = 0; at < keys * BLOCK; at += 2 * BLOCK) {
+    for (int64_t at = 0; at < even * BLOCK; at += 2 * BLOCK) {
         __m512i rows[2];
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) {
@@ -192,4 +226,7 @@ static void slopes(float *scores, const float *d_weights, int64_t L, int64_t key
         }
         pair_up(rows[0], rows[1], pairs + at);
     }
+    clear(weights, even, keys);
+    clear(d_scores, even, keys);
+    clear(pairs, even, keys);
 }

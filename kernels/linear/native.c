@@ -1,21 +1,37 @@
-/* The gradients of a linear layer's product in bfloat16, for processors that multiply it in vectors (AVX512-BF16); called
-   through ctypes by native.py.
+/* Products of a linear layer in bfloat16; called through ctypes by native.py.
 
-   Of out = x W^T, with x (rows, K), W (N, K) and grad (rows, N): d_x = grad W, d_W = grad^T x. Of the first the left side is read
-   where it lies, and the weight is paired up anew each time, a hundredth of the work. Of the second both are, DEPTH rows at
-   a time: its sums run over rows. */
+   Of out = x W^T, with x (rows, K), W (N, K) and grad (rows, N): d_x = grad W, d_W = grad^T x. The left side of the first two
+   is read where it lies, and the weight is laid out in panels, a hundredth of the work or done once before. Of the third both
+   are laid out, some rows at a time: its sums run over rows.
 
+   By vectors (AVX512-BF16) or by tiles (AMX). */
+
+#define TILES
 #include "../native.h"
 
-#define TASK_ROWS 64 /* of a product that one thread makes at a time */
-#define DEPTH 128    /* rows of a gradient's sum at a time: they, in pairs and before, stay in the second-level cache */
+#define TASK_ROWS 64  /* of a product by vectors that one thread makes at a time */
+#define DEPTH 128     /* rows of a gradient's sum by vectors at a time: they, in pairs and before, stay in the second-level cache */
+#define TILE_DEPTH 256 /* the same by tiles; of a product, how much is summed up at a time: a panel's part in the nearest cache */
+#ifndef TILE_ROWS
+#define TILE_ROWS 64 /* of a product by tiles at a time, at the most */
+#define PANELS 400000
+#define CUT_ROWS 512
+#endif
 
-/* d_x (rows, K) = grad (rows, N) weight (N, K), all contiguous bfloat16, N and K multiples of BLOCK; panels has room for N K
-   numbers; threads: how many tasks are under way at a time. */
+/* One side of a product by weight (N, K), contiguous, both multiples of BLOCK: in panels of BLOCK columns and in pairs along
+   what is summed over. Either that is K, (N / BLOCK, K / 2, BLOCK, 2), or, crosswise, N: (K / BLOCK, N / 2, BLOCK, 2). */
+struct pack {
+    int64_t N, K, crosswise;
+    const uint16_t *weight;
+    uint16_t *panels;
+};
+
+/* out (rows, columns) = left (rows, depth) panels, all contiguous bfloat16, depth and columns multiples of BLOCK; threads: how
+   many tasks are under way at a time. */
 struct product {
-    int64_t rows, N, K, threads;
-    const uint16_t *grad, *weight;
-    uint16_t *panels, *d_x;
+    int64_t rows, depth, columns, threads;
+    const uint16_t *left, *panels;
+    uint16_t *out;
 };
 
 /* d_weight (N, K) float32 = grad^T x of contiguous bfloat16 grad (rows, N) and x (rows, K), N and K multiples of BLOCK. A task
@@ -27,12 +43,17 @@ struct gradient {
 };
 
 #ifdef __x86_64__
-#include <cpuid.h>
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
+#ifdef TILED
+#pragma GCC target("amx-tile,amx-bf16")
+#endif
+#elif defined TILED
+#pragma clang attribute push(                                                                                                  \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
 #endif
 
 #include "../matrix.h"
@@ -41,45 +62,65 @@ struct gradient {
 #define LEFT (DEPTH * ROWS + 32)
 #define RIGHT (DEPTH * BLOCK + 64)
 
-/* One panel: BLOCK columns of the weight in pairs of rows, (N / 2, BLOCK, 2). */
-static void panel(const void *job, int64_t task, float *scratch)
+/* One panel. */
+static void pack(const void *job, int64_t task, float *scratch)
 {
     (void)scratch;
-    const struct product *w = job;
-    const uint16_t *from = w->weight + task * BLOCK;
-    uint16_t *to = w->panels + task * BLOCK * w->N;
-    for (int64_t n = 0; n < w->N; n += 2, from += 2 * w->K, to += 2 * BLOCK)
-        pair_up(_mm512_loadu_si512(from), _mm512_loadu_si512(from + w->K), to);
+    const struct pack *w = job;
+    if (w->crosswise) {
+        const uint16_t *from = w->weight + task * BLOCK;
+        uint16_t *to = w->panels + task * BLOCK * w->N;
+        for (int64_t n = 0; n < w->N; n += 2, from += 2 * w->K, to += 2 * BLOCK)
+            pair_up(_mm512_loadu_si512(from), _mm512_loadu_si512(from + w->K), to);
+    } else {
+        const uint16_t *from = w->weight + task * BLOCK * w->K;
+        uint16_t *to = w->panels + task * BLOCK * w->K;
+        for (int64_t k = 0; k < w->K; k += BLOCK, from += BLOCK, to += BLOCK * BLOCK)
+            for (int64_t n = 0; n < BLOCK; n += 16)
+                turn(from + n * w->K, w->K, to + 2 * n, 2 * BLOCK);
+    }
 }
 
-/* TASK_ROWS rows of d_x, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
+/* Rows of BLOCK sums as bfloat16. */
+INLINE void put(const float *sums, int64_t rows, uint16_t *to, int64_t pitch)
+{
+    for (int64_t r = 0; r < rows; r++, sums += BLOCK) {
+        const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + 16), _mm512_loadu_ps(sums));
+        _mm512_storeu_si512(to + r * pitch, row);
+    }
+}
+
+/* The last n rows of `width`, and behind them `zeros`. */
+static void copy_rest(const uint16_t *rows, int64_t n, int64_t zeros, int64_t width, uint16_t *to)
+{
+    memcpy(to, rows, 2 * (size_t)(n * width));
+    memset(to + n * width, 0, 2 * (size_t)(zeros * width));
+}
+
+/* TASK_ROWS rows of a product, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
 static void product(const void *job, int64_t task, float *scratch)
 {
     const struct product *w = job;
-    const int64_t N = w->N, K = w->K, first = task * TASK_ROWS;
+    const int64_t depth = w->depth, columns = w->columns, first = task * TASK_ROWS;
     const int64_t n = least(TASK_ROWS, w->rows - first), whole = n / ROWS * ROWS;
     const int64_t then = least(first + w->threads * TASK_ROWS, w->rows), coming = least(TASK_ROWS, w->rows - then);
-    const uint16_t *grad = w->grad + first * N;
-    uint16_t *d_x = w->d_x + first * K, *rest = (uint16_t *)(scratch + TASK_ROWS * BLOCK);
-    if (whole < n) {
-        memcpy(rest, grad + whole * N, 2 * (size_t)((n - whole) * N));
-        memset(rest + (n - whole) * N, 0, 2 * (size_t)((whole + ROWS - n) * N));
-    }
-    for (int64_t k = 0; k < K; k += BLOCK) {
-        const uint16_t *right = w->panels + k * N;
-        const int64_t from = coming * k / K, to = coming * (k + BLOCK) / K;
-        fetch(d_x + k, K, n, BLOCK);
-        fetch(w->grad + (then + from) * N, N, to - from, N);
-        matrix(grad, N, 2, whole, right, N / 2, scratch, BLOCK, 0);
+    const uint16_t *left = w->left + first * depth;
+    uint16_t *out = w->out + first * columns, *rest = (uint16_t *)(scratch + TASK_ROWS * BLOCK);
+    if (whole < n)
+        copy_rest(left + whole * depth, n - whole, whole + ROWS - n, depth, rest);
+    for (int64_t c = 0; c < columns; c += BLOCK) {
+        const uint16_t *right = w->panels + c * depth;
+        const int64_t from = coming * c / columns, to = coming * (c + BLOCK) / columns;
+        fetch(out + c, columns, n, BLOCK);
+        fetch(w->left + (then + from) * depth, depth, to - from, depth);
+        matrix(left, depth, 2, whole, right, depth / 2, scratch, BLOCK, 0);
         if (whole < n)
-            matrix(rest, N, 2, ROWS, right, N / 2, scratch + whole * BLOCK, BLOCK, 0);
-        for (int64_t r = 0; r < n; r++) {
-            const float *sums = scratch + r * BLOCK;
-            const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + 16), _mm512_loadu_ps(sums));
-            _mm512_storeu_si512(d_x + r * K + k, row);
-        }
+            matrix(rest, depth, 2, ROWS, right, depth / 2, scratch + whole * BLOCK, BLOCK, 0);
+        put(scratch, n, out + c, columns);
     }
 }
+
+static int64_t product_floats(int64_t depth) { return TASK_ROWS * BLOCK + ROWS * depth / 2; }
 
 /* Columns first .. end - 1 of two rows in pairs, one behind the other in panels of `wide` columns, `apart` numbers apart. below
    is NULL behind the last row. */
@@ -94,75 +135,193 @@ INLINE void pair_rows(const uint16_t *row, const uint16_t *below, int64_t first,
     }
 }
 
+/* Which columns of grad, and which of x, are a task's. */
+struct share {
+    int64_t n0, n1, k0, k1;
+};
+
+INLINE struct share share_of(const struct gradient *w, int64_t task)
+{
+    const int64_t N = w->N, K = w->K, blocks = (N < K ? K : N) / BLOCK;
+    const int64_t first = blocks * task / w->parts * BLOCK, end = blocks * (task + 1) / w->parts * BLOCK;
+    return N < K ? (struct share){0, N, first, end} : (struct share){first, end, 0, K};
+}
+
+/* Of the task whose share is the largest. */
+INLINE struct share largest_share(const struct gradient *w)
+{
+    const int64_t N = w->N, K = w->K, wide = ((N < K ? K : N) / BLOCK + w->parts - 1) / w->parts * BLOCK;
+    return N < K ? (struct share){0, N, 0, wide} : (struct share){0, wide, 0, K};
+}
+
 static void gradient(const void *job, int64_t task, float *scratch)
 {
     const struct gradient *w = job;
-    const int64_t N = w->N, K = w->K, blocks = (N < K ? K : N) / BLOCK;
-    const int64_t first = blocks * task / w->parts * BLOCK, end = blocks * (task + 1) / w->parts * BLOCK;
-    const int64_t n0 = N < K ? 0 : first, n1 = N < K ? N : end, k0 = N < K ? first : 0, k1 = N < K ? end : K;
-    const int64_t tiles = (n1 - n0) / ROWS * ((k1 - k0) / BLOCK);
-    uint16_t *left = (uint16_t *)scratch, *right = left + (n1 - n0) / ROWS * LEFT;
+    const struct share s = share_of(w, task);
+    const int64_t N = w->N, K = w->K, tiles = (s.n1 - s.n0) / ROWS * ((s.k1 - s.k0) / BLOCK);
+    uint16_t *left = (uint16_t *)scratch, *right = left + (s.n1 - s.n0) / ROWS * LEFT;
     for (int64_t m = 0; m < w->rows; m += DEPTH) {
         const int64_t depth = least(DEPTH, w->rows - m), coming = least(DEPTH, w->rows - m - depth);
         for (int64_t i = 0; i < depth; i += 2) {
             const uint16_t *grad = w->grad + (m + i) * N, *x = w->x + (m + i) * K;
-            pair_rows(grad, i + 1 < depth ? grad + N : NULL, n0, n1, ROWS, LEFT, left + i * ROWS);
-            pair_rows(x, i + 1 < depth ? x + K : NULL, k0, k1, BLOCK, RIGHT, right + i * BLOCK);
+            pair_rows(grad, i + 1 < depth ? grad + N : NULL, s.n0, s.n1, ROWS, LEFT, left + i * ROWS);
+            pair_rows(x, i + 1 < depth ? x + K : NULL, s.k0, s.k1, BLOCK, RIGHT, right + i * BLOCK);
         }
         int64_t tile = 0;
-        for (int64_t k = k0; k < k1; k += BLOCK)
-            for (int64_t n = n0; n < n1; n += ROWS, tile++) {
+        for (int64_t k = s.k0; k < s.k1; k += BLOCK)
+            for (int64_t n = s.n0; n < s.n1; n += ROWS, tile++) {
                 const int64_t from = coming * tile / tiles, to = coming * (tile + 1) / tiles, then = m + depth + from;
-                fetch(w->grad + then * N + n0, N, to - from, n1 - n0);
-                fetch(w->x + then * K + k0, K, to - from, k1 - k0);
-                matrix(left + (n - n0) / ROWS * LEFT, 2, 2 * ROWS, ROWS, right + (k - k0) / BLOCK * RIGHT, (depth + 1) / 2,
+                fetch(w->grad + then * N + s.n0, N, to - from, s.n1 - s.n0);
+                fetch(w->x + then * K + s.k0, K, to - from, s.k1 - s.k0);
+                matrix(left + (n - s.n0) / ROWS * LEFT, 2, 2 * ROWS, ROWS, right + (k - s.k0) / BLOCK * RIGHT, (depth + 1) / 2,
                        w->d_weight + n * K + k, K, m > 0);
             }
     }
 }
 
-static int64_t product_floats(int64_t N) { return TASK_ROWS * BLOCK + ROWS * N / 2; }
-
-static int64_t gradient_floats(int64_t N, int64_t K, int64_t parts)
+static int64_t gradient_floats(const struct gradient *w)
 {
-    const int64_t wide = ((N < K ? K : N) / BLOCK + parts - 1) / parts * BLOCK;
-    return ((N < K ? N : wide) / ROWS * LEFT + (N < K ? wide : K) / BLOCK * RIGHT) / 2;
+    const struct share s = largest_share(w);
+    return (s.n1 / ROWS * LEFT + s.k1 / BLOCK * RIGHT) / 2;
 }
+
+#ifdef TILED
+#include "../tiles.h"
+
+/* How a product is cut into tasks: columns first, so that their panels stay in the second-level cache while rows go by, then
+   rows, so that no thread is left without. */
+struct cut {
+    int64_t columns, column_parts, rows, row_parts;
+};
+
+static struct cut cut_of(const struct product *w)
+{
+    const int64_t blocks = w->columns / BLOCK, most = PANELS / (w->depth * BLOCK) > 1 ? PANELS / (w->depth * BLOCK) : 1;
+    int64_t column_parts = (blocks + most - 1) / most, row_parts = (w->rows + CUT_ROWS - 1) / CUT_ROWS;
+    while (row_parts * column_parts % w->threads && row_parts < w->threads && row_parts * TILE_ROWS < w->rows)
+        row_parts++;
+    while (row_parts * column_parts % w->threads && column_parts < blocks)
+        column_parts++;
+    const int64_t columns = (blocks + column_parts - 1) / column_parts * BLOCK;
+    const int64_t rows = round_up((w->rows + row_parts - 1) / row_parts, 16);
+    return (struct cut){columns, (w->columns + columns - 1) / columns, rows, (w->rows + rows - 1) / rows};
+}
+
+static void tile_product(const void *job, int64_t task, float *scratch)
+{
+    const struct product *w = job;
+    const struct cut cut = cut_of(w);
+    const int64_t depth = w->depth, columns = w->columns;
+    const int64_t c0 = task / cut.row_parts * cut.columns, c1 = least(c0 + cut.columns, columns);
+    const int64_t r0 = task % cut.row_parts * cut.rows, r1 = least(r0 + cut.rows, w->rows);
+    uint16_t *rest = (uint16_t *)(scratch + TILE_ROWS * BLOCK);
+    tiles_on();
+    for (int64_t first = r0; first < r1; first += TILE_ROWS) {
+        const int64_t n = least(TILE_ROWS, r1 - first), whole = n / 16 * 16;
+        const uint16_t *left = w->left + first * depth;
+        uint16_t *out = w->out + first * columns;
+        if (whole < n)
+            copy_rest(left + whole * depth, n - whole, whole + 16 - n, depth, rest);
+        for (int64_t c = c0; c < c1; c += BLOCK) {
+            const uint16_t *panel = w->panels + c * depth;
+            for (int64_t k = 0; k < depth; k += TILE_DEPTH) {
+                const int64_t deep = least(TILE_DEPTH, depth - k);
+                tile_matrix(left + k, depth, whole, panel + k * BLOCK, deep / 2, scratch, BLOCK, k > 0);
+                if (whole < n)
+                    tile_block(16, rest + k, depth, panel + k * BLOCK, deep / 2, scratch + whole * BLOCK, BLOCK, k > 0);
+            }
+            put(scratch, n, out + c, columns);
+        }
+    }
+    tiles_off();
+}
+
+static int64_t tile_product_floats(int64_t depth) { return TILE_ROWS * BLOCK + 16 * depth / 2; }
+
+/* Rows m .. m + depth - 1 of columns first .. end - 1 as (columns, TILE_DEPTH), 0 up to a multiple of STEP. */
+static void columns_of(const uint16_t *rows, int64_t width, int64_t depth, int64_t first, int64_t end, uint16_t *to)
+{
+    for (int64_t m = 0; m < depth; m += 32)
+        for (int64_t c = first; c < end; c += BLOCK) {
+            uint16_t pairs[16][2 * BLOCK];
+            for (int64_t i = 0; i < 16; i++) {
+                const uint16_t *row = rows + (m + 2 * i) * width + c;
+                const __m512i above = m + 2 * i < depth ? _mm512_loadu_si512(row) : _mm512_setzero_si512();
+                pair_up(above, m + 2 * i + 1 < depth ? _mm512_loadu_si512(row + width) : _mm512_setzero_si512(), pairs[i]);
+            }
+            for (int64_t half = 0; half < 2; half++)
+                turn(&pairs[0][half * BLOCK], 2 * BLOCK, to + (c - first + 16 * half) * TILE_DEPTH + m, TILE_DEPTH);
+        }
+}
+
+static void tile_gradient(const void *job, int64_t task, float *scratch)
+{
+    const struct gradient *w = job;
+    const struct share s = share_of(w, task);
+    const int64_t N = w->N, K = w->K;
+    uint16_t *left = (uint16_t *)scratch, *right = left + (s.n1 - s.n0) * TILE_DEPTH;
+    tiles_on();
+    for (int64_t m = 0; m < w->rows; m += TILE_DEPTH) {
+        const int64_t depth = least(TILE_DEPTH, w->rows - m), padded = round_up(depth, STEP);
+        columns_of(w->grad + m * N, N, depth, s.n0, s.n1, left);
+        for (int64_t i = 0; i < padded; i += 2)
+            for (int64_t k = s.k0; k < s.k1; k += BLOCK) {
+                const uint16_t *x = w->x + (m + i) * K + k;
+                const __m512i above = i < depth ? _mm512_loadu_si512(x) : _mm512_setzero_si512();
+                pair_up(above, i + 1 < depth ? _mm512_loadu_si512(x + K) : _mm512_setzero_si512(),
+                        right + (k - s.k0) * TILE_DEPTH + i * BLOCK);
+            }
+        for (int64_t k = s.k0; k < s.k1; k += BLOCK)
+            tile_matrix(left, TILE_DEPTH, s.n1 - s.n0, right + (k - s.k0) * TILE_DEPTH, padded / 2,
+                        w->d_weight + s.n0 * K + k, K, m > 0);
+    }
+    tiles_off();
+}
+
+static int64_t tile_gradient_floats(const struct gradient *w)
+{
+    const struct share s = largest_share(w);
+    return (s.n1 + s.k1) * TILE_DEPTH / 2;
+}
+#endif
 
 #ifdef __clang__
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
-
-/* Whether the processor multiplies tiles of bfloat16 (AMX), many times as many as vectors. */
-int64_t fftp_tiles(void)
-{
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1;
-}
 #else
 #define BLOCK 32
 
-static void panel(const void *job, int64_t task, float *scratch) {}
+static void pack(const void *job, int64_t task, float *scratch) {}
 static void product(const void *job, int64_t task, float *scratch) {}
 static void gradient(const void *job, int64_t task, float *scratch) {}
-static int64_t product_floats(int64_t N) { return 0; }
-static int64_t gradient_floats(int64_t N, int64_t K, int64_t parts) { return 0; }
-
-int64_t fftp_tiles(void) { return 0; }
+static int64_t product_floats(int64_t depth) { return 0; }
+static int64_t gradient_floats(const struct gradient *w) { return 0; }
 #endif
+
+int64_t fftp_pack(const struct pack *w, int64_t set, int64_t threads, parallel region)
+{
+    (void)set;
+    return run_all(pack, w, (w->crosswise ? w->K : w->N) / BLOCK, 1, threads, region);
+}
 
 int64_t fftp_product(const struct product *w, int64_t set, int64_t threads, parallel region)
 {
-    (void)set;
-    if (run_all(panel, w, w->K / BLOCK, 1, threads, region))
-        return -1;
-    return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->N), threads, region);
+#ifdef TILED
+    if (set == AMX) {
+        const struct cut cut = cut_of(w);
+        return run_all(tile_product, w, cut.row_parts * cut.column_parts, tile_product_floats(w->depth), threads, region);
+    }
+#endif
+    return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->depth), threads, region);
 }
 
 int64_t fftp_gradient(const struct gradient *w, int64_t set, int64_t threads, parallel region)
 {
-    (void)set;
-    return run_all(gradient, w, w->parts, gradient_floats(w->N, w->K, w->parts), threads, region);
+#ifdef TILED
+    if (set == AMX)
+        return run_all(tile_gradient, w, w->parts, tile_gradient_floats(w), threads, region);
+#endif
+    return run_all(gradient, w, w->parts, gradient_floats(w), threads, region);
 }

@@ -1,4 +1,7 @@
-"""A linear layer's product in bfloat16, its gradients in C (native.c), for processors that multiply bfloat16 in vectors."""
+"""A linear layer's product in bfloat16, and its gradients, in C (native.c), for processors that multiply bfloat16.
+
+With AMX all of it; else the product itself is PyTorch's.
+"""
 
 import ctypes
 from pathlib import Path
@@ -8,11 +11,13 @@ import torch.nn.functional as nnf
 from torch.autograd.function import once_differentiable
 
 from kernels.linear import reference
-from kernels.native import Library
+from kernels.native import AMX, Library
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
 
-LIBRARY = Library(Path(__file__).parent, ("native.c", "../matrix.h", "../native.h"), ("product", "gradient"))
+LIBRARY = Library(
+    Path(__file__).parent, ("native.c", "../matrix.h", "../tiles.h", "../native.h"), ("pack", "product", "gradient")
+)
 
 
 def _structure(sizes, pointers):
@@ -21,7 +26,8 @@ def _structure(sizes, pointers):
     return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
 
 
-_Product = _structure("rows N K threads", "grad weight panels d_x")
+_Pack = _structure("N K crosswise", "weight panels")
+_Product = _structure("rows depth columns threads", "left panels out")
 _Gradient = _structure("rows N K parts", "grad x d_weight")
 
 
@@ -29,23 +35,37 @@ def refuses() -> str | None:
     """Why this backend cannot run, or None."""
     if reason := LIBRARY.refuses():
         return reason
-    if not LIBRARY.asks("bfloat16"):
-        return "the processor has no AVX512-BF16"
-    return "the processor has AMX, which PyTorch's own products use" if LIBRARY.asks("tiles") else None
+    return None if LIBRARY.asks("bfloat16") else "the processor has no AVX512-BF16"
 
 
-def linear(x, weight):
-    """As `reference.linear`, in bfloat16. Where no gradient is wanted, or a width is not a multiple of BLOCK, by that."""
+def panels(weight):
+    """As `op.linear_panels`, of a weight that stays as it is: `[N K]` bfloat16 with AMX, else None."""
+    return _packed(weight.to(torch.bfloat16)) if _by_tiles(weight) else None
+
+
+def linear(x, weight, panels=None):
+    """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK, or without AMX no gradient is
+    wanted."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not wanted or weight.shape[0] % BLOCK or weight.shape[1] % BLOCK:
+    if not (_by_tiles(weight) or wanted and _divides(weight)):
         return reference.linear(x, weight)
-    return _Linear.apply(x.to(torch.bfloat16), weight)
+    x = x.to(torch.bfloat16)
+    return _Linear.apply(x, weight) if wanted else _forward(x, weight.to(torch.bfloat16), panels)
+
+
+def _divides(weight):
+    N, K = weight.shape
+    return not (N % BLOCK or K % BLOCK)
+
+
+def _by_tiles(weight):
+    return _divides(weight) and LIBRARY.widest() == AMX
 
 
 class _Linear(torch.autograd.Function):
-    """out = x W^T is PyTorch's. d_x = grad W, d_W = grad^T x: sums in float32, rounded once, d_W to the weight's own type.
+    """out = x W^T; d_x = grad W, d_W = grad^T x: sums in float32, rounded once, d_W to the weight's own type.
 
-    A row of d_x is the same bits in any batch and on any threads; so is d_W on any threads.
+    A row of d_x is the same bits in any batch and on any threads, and so is one of out with AMX; so is d_W on any threads.
     """
 
     @staticmethod
@@ -53,30 +73,42 @@ class _Linear(torch.autograd.Function):
         narrow = weight.to(torch.bfloat16)
         ctx.save_for_backward(x, narrow)
         ctx.dtype = weight.dtype
-        return nnf.linear(x, narrow)
+        return _forward(x, narrow, None) if _by_tiles(narrow) else nnf.linear(x, narrow)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad, (wants_x, wants_weight) = grad.contiguous(), ctx.needs_input_grad
-        return _input(grad, weight) if wants_x else None, _weight(grad, x).to(ctx.dtype) if wants_weight else None
+        wants_x, wants_weight = ctx.needs_input_grad
+        d_x = _product(grad, _packed(weight, crosswise=True), weight.shape[1]) if wants_x else None
+        return d_x, _weight(grad.contiguous(), x.contiguous()).to(ctx.dtype) if wants_weight else None
 
 
-def _input(grad, weight):
-    """grad weight, bfloat16."""
+def _forward(x, weight, panels):
+    return _product(x, _packed(weight) if panels is None else panels, weight.shape[0])
+
+
+def _packed(weight, crosswise=False):
+    """A weight `[N, K]` as the right side of a product by rows of K numbers, or crosswise of N: `[N K]` bfloat16."""
     (N, K), weight = weight.shape, weight.contiguous()
-    d_x = torch.empty((*grad.shape[:-1], K), dtype=torch.bfloat16)
-    if d_x.numel():
-        panels = torch.empty((N, K), dtype=torch.bfloat16)
-        numbers = (grad.numel() // N, N, K, torch.get_num_threads())
-        LIBRARY.call("product", _Product(*numbers, *_pointers(grad, weight, panels, d_x)))
-    return d_x
+    made = torch.empty((N * K,), dtype=torch.bfloat16)
+    LIBRARY.call("pack", _Pack(N, K, crosswise, *_pointers(weight, made)))
+    return made
+
+
+def _product(left, panels, columns):
+    """`[..., columns]` bfloat16."""
+    left, depth = left.contiguous(), left.shape[-1]
+    out = torch.empty((*left.shape[:-1], columns), dtype=torch.bfloat16)
+    if out.numel():
+        numbers = (left.numel() // depth, depth, columns, torch.get_num_threads())
+        LIBRARY.call("product", _Product(*numbers, *_pointers(left, panels, out)))
+    return out
 
 
 def _weight(grad, x):
     """grad^T x, float32."""
-    N, K, x = grad.shape[-1], x.shape[-1], x.contiguous()
+    N, K = grad.shape[-1], x.shape[-1]
     if not x.numel():
         return torch.zeros((N, K), dtype=torch.float32, device="cpu")
     d_weight = torch.empty((N, K), dtype=torch.float32)

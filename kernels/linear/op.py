@@ -3,13 +3,20 @@
 import torch
 
 from kernels import dispatch
+from kernels.linear import native
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
     """x `[..., K]` times the transpose of weight `[N, K]`: `[..., N]`, in x's type, or autocast's where it is on.
 
-    Raises ValueError for other shapes.
+    panels: `linear_panels(weight)`, for a weight that stays as it is; the result is the same. Raises ValueError for other shapes.
     """
     if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x (..., K) takes a weight (N, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
-    return dispatch.choose("linear", x)(x, weight)
+    return dispatch.choose("linear", x)(x, weight, panels)
+
+
+def linear_panels(weight: torch.Tensor) -> torch.Tensor | None:
+    """A weight `[N, K]` laid out once for `linear` in bfloat16, where its backend would else do so at every call; or None."""
+    backend = dispatch.select("linear", weight.device.type, "bfloat16")
+    return native.panels(weight) if backend.name == "native" else None

@@ -3,6 +3,6 @@
 import torch.nn.functional as nnf
 
 
-def linear(x, weight):
+def linear(x, weight, panels=None):
     """x weight^T; see `op.linear`."""
     return nnf.linear(x, weight)
