@@ -9,14 +9,11 @@
 #define TILES
 #include "../native.h"
 
-#define TASK_ROWS 64  /* of a product by vectors that one thread makes at a time */
-#define DEPTH 128     /* rows of a gradient's sum by vectors at a time: they, in pairs and before, stay in the second-level cache */
-#define TILE_DEPTH 256 /* the same by tiles; of a product, how much is summed up at a time: a panel's part in the nearest cache */
-#ifndef TILE_ROWS
-#define TILE_ROWS 64 /* of a product by tiles at a time, at the most */
-#define PANELS 400000
-#define CUT_ROWS 512
-#endif
+#define TASK_ROWS 64          /* of a product by vectors that one thread makes at a time */
+#define DEPTH 128             /* rows of a gradient's sum by vectors at a time: the second-level cache keeps them, in pairs and before */
+#define TILE_DEPTH 256        /* the same by tiles; also how much of a product is summed up at a time */
+#define TILE_WEIGHTS (1 << 18) /* of a product by tiles at a time: half a megabyte of the second-level cache */
+#define CUT_ROWS 128          /* of a product by tiles that one thread makes at a time */
 
 /* One side of a product by weight (N, K), contiguous, both multiples of BLOCK: in panels of BLOCK columns and in pairs along
    what is summed over. Either that is K, (N / BLOCK, K / 2, BLOCK, 2), or, crosswise, N: (K / BLOCK, N / 2, BLOCK, 2). */
@@ -90,13 +87,6 @@ INLINE void put(const float *sums, int64_t rows, uint16_t *to, int64_t pitch)
     }
 }
 
-/* The last n rows of `width`, and behind them `zeros`. */
-static void copy_rest(const uint16_t *rows, int64_t n, int64_t zeros, int64_t width, uint16_t *to)
-{
-    memcpy(to, rows, 2 * (size_t)(n * width));
-    memset(to + n * width, 0, 2 * (size_t)(zeros * width));
-}
-
 /* TASK_ROWS rows of a product, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
 static void product(const void *job, int64_t task, float *scratch)
 {
@@ -106,8 +96,10 @@ static void product(const void *job, int64_t task, float *scratch)
     const int64_t then = least(first + w->threads * TASK_ROWS, w->rows), coming = least(TASK_ROWS, w->rows - then);
     const uint16_t *left = w->left + first * depth;
     uint16_t *out = w->out + first * columns, *rest = (uint16_t *)(scratch + TASK_ROWS * BLOCK);
-    if (whole < n)
-        copy_rest(left + whole * depth, n - whole, whole + ROWS - n, depth, rest);
+    if (whole < n) {
+        memcpy(rest, left + whole * depth, 2 * (size_t)((n - whole) * depth));
+        memset(rest + (n - whole) * depth, 0, 2 * (size_t)((whole + ROWS - n) * depth));
+    }
     for (int64_t c = 0; c < columns; c += BLOCK) {
         const uint16_t *right = w->panels + c * depth;
         const int64_t from = coming * c / columns, to = coming * (c + BLOCK) / columns;
@@ -188,55 +180,41 @@ static int64_t gradient_floats(const struct gradient *w)
 #ifdef TILED
 #include "../tiles.h"
 
-/* How a product is cut into tasks: columns first, so that their panels stay in the second-level cache while rows go by, then
-   rows, so that no thread is left without. */
-struct cut {
-    int64_t columns, column_parts, rows, row_parts;
-};
-
-static struct cut cut_of(const struct product *w)
+/* How many tasks a product's columns are cut into, whose panels stay in the second-level cache while rows go by. */
+static int64_t column_parts(const struct product *w)
 {
-    const int64_t blocks = w->columns / BLOCK, most = PANELS / (w->depth * BLOCK) > 1 ? PANELS / (w->depth * BLOCK) : 1;
-    int64_t column_parts = (blocks + most - 1) / most, row_parts = (w->rows + CUT_ROWS - 1) / CUT_ROWS;
-    while (row_parts * column_parts % w->threads && row_parts < w->threads && row_parts * TILE_ROWS < w->rows)
-        row_parts++;
-    while (row_parts * column_parts % w->threads && column_parts < blocks)
-        column_parts++;
-    const int64_t columns = (blocks + column_parts - 1) / column_parts * BLOCK;
-    const int64_t rows = round_up((w->rows + row_parts - 1) / row_parts, 16);
-    return (struct cut){columns, (w->columns + columns - 1) / columns, rows, (w->rows + rows - 1) / rows};
+    const int64_t blocks = w->columns / BLOCK, wanted = (w->columns * w->depth + TILE_WEIGHTS - 1) / TILE_WEIGHTS;
+    return least(blocks, round_up(wanted, least(w->threads, MOST_THREADS)));
 }
 
+/* CUT_ROWS rows of some of a product's columns, SQUARE at a time. */
 static void tile_product(const void *job, int64_t task, float *scratch)
 {
     const struct product *w = job;
-    const struct cut cut = cut_of(w);
-    const int64_t depth = w->depth, columns = w->columns;
-    const int64_t c0 = task / cut.row_parts * cut.columns, c1 = least(c0 + cut.columns, columns);
-    const int64_t r0 = task % cut.row_parts * cut.rows, r1 = least(r0 + cut.rows, w->rows);
-    uint16_t *rest = (uint16_t *)(scratch + TILE_ROWS * BLOCK);
+    const int64_t depth = w->depth, columns = w->columns, blocks = columns / BLOCK, parts = column_parts(w);
+    const int64_t part = task % parts, begin = blocks * part / parts * BLOCK, end = blocks * (part + 1) / parts * BLOCK;
+    const int64_t last = least((task / parts + 1) * CUT_ROWS, w->rows);
+    uint16_t *rest = (uint16_t *)(scratch + SQUARE * BLOCK);
     tiles_on();
-    for (int64_t first = r0; first < r1; first += TILE_ROWS) {
-        const int64_t n = least(TILE_ROWS, r1 - first), whole = n / 16 * 16;
+    for (int64_t first = task / parts * CUT_ROWS; first < last; first += SQUARE) {
+        const int64_t n = least(SQUARE, last - first), padded = round_up(n, 16);
         const uint16_t *left = w->left + first * depth;
-        uint16_t *out = w->out + first * columns;
-        if (whole < n)
-            copy_rest(left + whole * depth, n - whole, whole + 16 - n, depth, rest);
-        for (int64_t c = c0; c < c1; c += BLOCK) {
-            const uint16_t *panel = w->panels + c * depth;
-            for (int64_t k = 0; k < depth; k += TILE_DEPTH) {
-                const int64_t deep = least(TILE_DEPTH, depth - k);
-                tile_matrix(left + k, depth, whole, panel + k * BLOCK, deep / 2, scratch, BLOCK, k > 0);
-                if (whole < n)
-                    tile_block(16, rest + k, depth, panel + k * BLOCK, deep / 2, scratch + whole * BLOCK, BLOCK, k > 0);
-            }
-            put(scratch, n, out + c, columns);
+        if (n < padded) {
+            memcpy(rest, left, 2 * (size_t)(n * depth));
+            memset(rest + n * depth, 0, 2 * (size_t)((padded - n) * depth));
+            left = rest;
+        }
+        for (int64_t c = begin; c < end; c += BLOCK) {
+            for (int64_t k = 0; k < depth; k += TILE_DEPTH)
+                tile_matrix(left + k, depth, padded, w->panels + c * depth + k * BLOCK, least(TILE_DEPTH, depth - k) / 2,
+                            scratch, BLOCK, k > 0);
+            put(scratch, n, w->out + first * columns + c, columns);
         }
     }
     tiles_off();
 }
 
-static int64_t tile_product_floats(int64_t depth) { return TILE_ROWS * BLOCK + 16 * depth / 2; }
+static int64_t tile_product_floats(int64_t depth) { return SQUARE * BLOCK + SQUARE * depth / 2; }
 
 /* Rows m .. m + depth - 1 of columns first .. end - 1 as (columns, TILE_DEPTH), 0 up to a multiple of STEP. */
 static void columns_of(const uint16_t *rows, int64_t width, int64_t depth, int64_t first, int64_t end, uint16_t *to)
@@ -310,8 +288,8 @@ int64_t fftp_product(const struct product *w, int64_t set, int64_t threads, para
 {
 #ifdef TILED
     if (set == AMX) {
-        const struct cut cut = cut_of(w);
-        return run_all(tile_product, w, cut.row_parts * cut.column_parts, tile_product_floats(w->depth), threads, region);
+        const int64_t tasks = (w->rows + CUT_ROWS - 1) / CUT_ROWS * column_parts(w);
+        return run_all(tile_product, w, tasks, tile_product_floats(w->depth), threads, region);
     }
 #endif
     return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->depth), threads, region);

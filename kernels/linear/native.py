@@ -1,6 +1,7 @@
-"""A linear layer's product in bfloat16, and its gradients, in C (native.c), for processors that multiply bfloat16.
+"""A linear layer's product in bfloat16, its gradients in C (native.c), for processors that multiply bfloat16.
 
-With AMX all of it; else the product itself is PyTorch's.
+PyTorch's own products use AMX where the processor has it: there the weight's gradient is C, and so are small results where
+no gradient is wanted.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from kernels.linear import reference
 from kernels.native import AMX, Library
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
+SMALL = 1 << 20  # numbers of a result that the second-level cache keeps; PyTorch writes larger ones faster
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "../matrix.h", "../tiles.h", "../native.h"), ("pack", "product", "gradient")
@@ -44,13 +46,15 @@ def panels(weight):
 
 
 def linear(x, weight, panels=None):
-    """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK, or without AMX no gradient is
-    wanted."""
-    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not (_by_tiles(weight) or wanted and _divides(weight)):
+    """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK."""
+    if not _divides(weight):
         return reference.linear(x, weight)
-    x = x.to(torch.bfloat16)
-    return _Linear.apply(x, weight) if wanted else _forward(x, weight.to(torch.bfloat16), panels)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x.to(torch.bfloat16), weight)
+    N, K = weight.shape
+    if not _by_tiles(weight) or x.numel() // K * N > SMALL:
+        return reference.linear(x, weight)
+    return _product(x.to(torch.bfloat16), _packed(weight.to(torch.bfloat16)) if panels is None else panels, N)
 
 
 def _divides(weight):
@@ -63,9 +67,10 @@ def _by_tiles(weight):
 
 
 class _Linear(torch.autograd.Function):
-    """out = x W^T; d_x = grad W, d_W = grad^T x: sums in float32, rounded once, d_W to the weight's own type.
+    """out = x W^T is PyTorch's. d_x = grad W, with AMX PyTorch's too, d_W = grad^T x: sums in float32, rounded once, d_W to
+    the weight's own type.
 
-    A row of d_x is the same bits in any batch and on any threads, and so is one of out with AMX; so is d_W on any threads.
+    In C a row of d_x is the same bits in any batch and on any threads; so is d_W on any threads.
     """
 
     @staticmethod
@@ -73,19 +78,22 @@ class _Linear(torch.autograd.Function):
         narrow = weight.to(torch.bfloat16)
         ctx.save_for_backward(x, narrow)
         ctx.dtype = weight.dtype
-        return _forward(x, narrow, None) if _by_tiles(narrow) else nnf.linear(x, narrow)
+        return nnf.linear(x, narrow)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad
-        d_x = _product(grad, _packed(weight, crosswise=True), weight.shape[1]) if wants_x else None
+        d_x = _input(grad, weight) if wants_x else None
         return d_x, _weight(grad.contiguous(), x.contiguous()).to(ctx.dtype) if wants_weight else None
 
 
-def _forward(x, weight, panels):
-    return _product(x, _packed(weight) if panels is None else panels, weight.shape[0])
+def _input(grad, weight):
+    """grad weight, bfloat16."""
+    if _by_tiles(weight):
+        return grad @ weight
+    return _product(grad, _packed(weight, crosswise=True), weight.shape[1])
 
 
 def _packed(weight, crosswise=False):
