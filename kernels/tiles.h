@@ -23,9 +23,10 @@ INLINE void tiles_on(void)
 INLINE void tiles_off(void) { _tile_release(); }
 
 /* to[i][:] = (or += where `add`) sum over k < pairs of left[i][2 k] right[k][:][0] + left[i][2 k + 1] right[k][:][1], for 16 or
-   SQUARE rows and BLOCK columns; pairs is a multiple of STEP / 2. row is left's stride, pitch is to's. */
+   SQUARE rows and BLOCK columns; pairs is a multiple of STEP / 2. row is left's stride, pitch is to's. far: the right
+   side is not in the nearest cache yet. */
 INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const uint16_t *right, int64_t pairs, float *to,
-                       int64_t pitch, int add)
+                       int64_t pitch, int add, const int far)
 {
     __asm__ volatile("" ::: "memory"); /* the compiler does not know what the loads below read */
     float *below = to + 16 * pitch;
@@ -43,6 +44,9 @@ INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const 
         _tile_zero(3);
     }
     for (int64_t k = 0; k < pairs; k += STEP / 2, left += STEP, right += STEP * BLOCK) {
+#pragma GCC unroll 32
+        for (int i = 0; far && i < STEP; i++)
+            _mm_prefetch((const char *)(right + (2 * STEP + i) * BLOCK), _MM_HINT_T0);
         _tile_loadd(4, left, 2 * row);
         _tile_loadd(6, right, 4 * BLOCK);
         _tile_loadd(7, right + BLOCK, 4 * BLOCK);
@@ -65,11 +69,11 @@ INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const 
 
 /* tile_block for any multiple of 16 rows. */
 INLINE void tile_matrix(const uint16_t *left, int64_t row, int64_t rows, const uint16_t *right, int64_t pairs, float *to,
-                        int64_t pitch, int add)
+                        int64_t pitch, int add, const int far)
 {
     int64_t first = 0;
     for (; first + SQUARE <= rows; first += SQUARE)
-        tile_block(SQUARE, left + first * row, row, right, pairs, to + first * pitch, pitch, add);
+        tile_block(SQUARE, left + first * row, row, right, pairs, to + first * pitch, pitch, add, far);
     if (first < rows)
-        tile_block(16, left + first * row, row, right, pairs, to + first * pitch, pitch, add);
+        tile_block(16, left + first * row, row, right, pairs, to + first * pitch, pitch, add, far);
 }

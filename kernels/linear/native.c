@@ -207,7 +207,7 @@ static void tile_product(const void *job, int64_t task, float *scratch)
         for (int64_t c = begin; c < end; c += BLOCK) {
             for (int64_t k = 0; k < depth; k += TILE_DEPTH)
                 tile_matrix(left + k, depth, padded, w->panels + c * depth + k * BLOCK, least(TILE_DEPTH, depth - k) / 2,
-                            scratch, BLOCK, k > 0);
+                            scratch, BLOCK, k > 0, 1);
             put(scratch, n, w->out + first * columns + c, columns);
         }
     }
@@ -251,7 +251,7 @@ static void tile_gradient(const void *job, int64_t task, float *scratch)
             }
         for (int64_t k = s.k0; k < s.k1; k += BLOCK)
             tile_matrix(left, TILE_DEPTH, s.n1 - s.n0, right + (k - s.k0) * TILE_DEPTH, padded / 2,
-                        w->d_weight + s.n0 * K + k, K, m > 0);
+                        w->d_weight + s.n0 * K + k, K, m > 0, 0);
     }
     tiles_off();
 }
