@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 import kernels
 import kernels.native as shared
@@ -87,6 +88,63 @@ def test_in_c_rows_have_the_same_bits_in_any_batch_and_on_any_threads(threads):
     assert torch.equal(turned[2], wide[2].T)
 
 
+@pytest.fixture
+def tiles():
+    if reason := native.refuses():
+        pytest.skip(f"linear=native: {reason}.")
+    if native.LIBRARY.widest() < shared.AMX:
+        pytest.skip("this processor has no AMX")
+
+
+# Rows in one and in several tasks, of 16 and of 32 at a time, and less; weights in one task and in several.
+WITHOUT_GRADIENTS = [*SHAPES, ((16,), 32, 32), ((17,), 800, 96), ((98,), 768, 2304), ((1, 300), 3072, 768), ((129,), 288, 32)]
+
+
+@pytest.mark.parametrize(("rows", "K", "N"), WITHOUT_GRADIENTS)
+def test_by_tiles_without_gradients(rows, K, N, tiles, poison, monkeypatch):
+    """A small result: by the 2x rule; the same bits with the weight laid out before, on any threads, and for a row alone."""
+    monkeypatch.setattr(reference, "linear", None)
+    x, _, weight = made(rows, K, N)
+    exact, plain = x.double() @ weight.bfloat16().double().T, nnf.linear(x, weight.bfloat16())
+    panels = native.panels(weight)
+    with torch.no_grad():
+        found = native.linear(x, weight)
+        assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
+        error, allowed = ((t.double() - exact).abs().max() for t in (found, plain))
+        assert error <= 2 * allowed + 2.0 ** (torch.frexp(exact.abs().max()).exponent - 8)
+        assert torch.equal(native.linear(x.mT.contiguous().mT, weight.bfloat16(), panels), found)
+        last = (*(slice(n - 1, n) for n in rows),)
+        assert torch.equal(native.linear(x[last], weight, panels), found[last])
+        before = torch.get_num_threads()
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            try:
+                assert torch.equal(native.linear(x, weight, panels), found)
+            finally:
+                torch.set_num_threads(before)
+        assert native.linear(x[:0], weight, panels).shape == (0, *found.shape[1:])
+
+
+def test_by_tiles_large_results_and_other_widths_go_by_the_reference(tiles, monkeypatch):
+    monkeypatch.setattr(native, "SMALL", 64 * 96)
+    x, _, weight = made((65,), 64, 96)
+    dispatch.use_fused(True)
+    with torch.no_grad():
+        panels = kernels.linear_panels(weight)
+        monkeypatch.setattr(native, "_product", None)
+        assert torch.equal(kernels.linear(x, weight.bfloat16(), panels), nnf.linear(x, weight.bfloat16()))
+        with pytest.raises(TypeError):
+            kernels.linear(x[1:], weight.bfloat16(), panels)
+    assert kernels.linear_panels(weight[:, :48]) is None
+    dispatch.use_fused(False)
+    assert kernels.linear_panels(weight) is None
+
+
+def test_without_amx_nothing_is_laid_out(monkeypatch):
+    monkeypatch.setattr(type(native.LIBRARY), "widest", lambda library: shared.SETS.index("AVX-512"))
+    assert native.panels(torch.zeros(32, 32)) is None
+
+
 @pytest.mark.usefixtures("in_c")
 def test_in_c_many_rows_add_up():
     """4,100 rows, the last of them beside zeros: the weight's gradient stays within float32's rounding."""
@@ -161,12 +219,11 @@ def test_refusals_say_why(monkeypatch):
     assert refuses("cuda", "bfloat16") == "it is C for the CPU; the tensors are on cuda"
     assert refuses("cpu", "float32") == "it computes in bfloat16; the tensors are float32"
     monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: None)
-    for answers, reason in (
-        ({"bfloat16": False, "tiles": False}, "the processor has no AVX512-BF16"),
-        ({"bfloat16": True, "tiles": True}, "the processor has AMX, which PyTorch's own products use"),
-        ({"bfloat16": True, "tiles": False}, None),
+    for answer, reason in (
+        (False, "the processor has no AVX512-BF16"),
+        (True, None),
     ):
-        monkeypatch.setattr(type(native.LIBRARY), "asks", lambda library, name, answers=answers: answers[name])
+        monkeypatch.setattr(type(native.LIBRARY), "asks", lambda library, name, answer=answer: answer)
         assert refuses("cpu", "bfloat16") == reason
     monkeypatch.setattr(type(native.LIBRARY), "refuses", lambda library: "it is not built: ...")
     assert refuses("cpu", "bfloat16") == "it is not built: ..."

@@ -31,12 +31,12 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(params=range(len(kernels.native.SETS)), ids=kernels.native.SETS)
+@pytest.fixture(params=range(kernels.native.AMX), ids=kernels.native.SETS[: kernels.native.AMX])
 def instructions(request, monkeypatch):
     """One instruction set after the other, as far as this processor has them."""
     if reason := native.refuses() or waveform_native.refuses():
         pytest.skip(reason)
-    if request.param > kernels.native._load(native.LIBRARY)[0].fftp_widest():
+    if request.param > native.LIBRARY.widest():
         pytest.skip(f"this processor has no {kernels.native.SETS[request.param]}")
     monkeypatch.setattr(kernels.native, "use_set", request.param)
     assert native.LIBRARY.instruction_set() == kernels.native.SETS[request.param]
