@@ -31,9 +31,10 @@ def cases(device: str) -> Iterator[Case]:
                     yield _case(name, B, device, precision, peers)
         return
     allocator.keep_memory()
-    for precision in ("bfloat16", "float32"):
-        square = {"square patches": partial(_ours, SQUARE, 1, device, precision)}
-        yield _case(SHORT, 1, device, precision, square)
+    for B in (1, 8):
+        for precision in ("bfloat16", "float32"):
+            square = {"square patches": partial(_ours, SQUARE, B, device, precision)}
+            yield _case(SHORT, B, device, precision, square)
     for B in (1, 8):
         for precision in ("bfloat16", "float32"):
             peers = {"transformers": partial(_theirs, B, device, precision)}
