@@ -13,7 +13,7 @@ from torch import nn
 
 import kernels
 from fftp.hub import Pretrained
-from fftp.inference import check_norms
+from fftp.inference import check_norms, weighted
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -66,9 +66,7 @@ def product(layer: nn.Linear, x):
     A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
     what reads the result anyway; in other types the product adds it for nothing.
     """
-    if x.dtype != torch.bfloat16:
-        return layer(x), None
-    return kernels.linear(x, layer.weight, getattr(layer, "panels", None)), layer.bias
+    return (weighted(layer, x), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
 
 
 class Attention(nn.Module):

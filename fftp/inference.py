@@ -34,12 +34,17 @@ def check_norms(weight: torch.Tensor) -> None:
         )
 
 
+def weighted(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """x times the layer's weight, without its bias, by the weight as `Prepared` has laid it out, where it has."""
+    return kernels.linear(x, layer.weight, getattr(layer, "panels", None))
+
+
 class Prepared:
     """A model for inference in one precision: `features` and `classify` as the model itself has them.
 
     In bfloat16 the results are autocast's, bit for bit: products in bfloat16; norms, residual stream, softmax sums and the
-    scan's state in float32. Weights of products are cast here, once, and not at every call; all others are the model's
-    own. In float32 it is the model. The model itself stays as it is, and later changes of its weights are not seen.
+    scan's state in float32. Weights of products are cast here, once, and not at every call (and, for a processor with AMX,
+    laid out once more beside that); all others are the model's own. In float32 it is the model. The model itself stays as it is, and later changes of its weights are not seen.
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype):
