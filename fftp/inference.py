@@ -44,7 +44,8 @@ class Prepared:
 
     In bfloat16 the results are autocast's, bit for bit: products in bfloat16; norms, residual stream, softmax sums and the
     scan's state in float32. Weights of products are cast here, once, and not at every call (and, for a processor with AMX,
-    laid out once more beside that); all others are the model's own. In float32 it is the model. The model itself stays as it is, and later changes of its weights are not seen.
+    laid out once more beside that); all others are the model's own. In float32 it is the model. The model itself stays as
+    it is, and later changes of its weights are not seen.
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype):

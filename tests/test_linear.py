@@ -97,7 +97,14 @@ def tiles():
 
 
 # Rows in one and in several tasks, of 16 and of 32 at a time, and less; weights in one task and in several.
-WITHOUT_GRADIENTS = [*SHAPES, ((16,), 32, 32), ((17,), 800, 96), ((98,), 768, 2304), ((1, 300), 3072, 768), ((129,), 288, 32)]
+WITHOUT_GRADIENTS = [
+    *SHAPES,
+    ((16,), 32, 32),
+    ((17,), 800, 96),
+    ((98,), 768, 2304),
+    ((1, 300), 3072, 768),
+    ((129,), 288, 32),
+]
 
 
 @pytest.mark.parametrize(("rows", "K", "N"), WITHOUT_GRADIENTS)

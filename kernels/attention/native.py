@@ -11,9 +11,8 @@ from kernels.native import Library
 WIDTH = 64  # of a head, as all of AST's sizes have it
 PARTS = 4  # a thread's share of the tasks, at least, so that threads end at much the same time
 
-LIBRARY = Library(
-    Path(__file__).parent, ("native.c", "native_matrix.h", "../matrix.h", "../tiles.h", "../native.h"), ("attention", "gradients")
-)
+SOURCES = ("native.c", "native_matrix.h", "../matrix.h", "../tiles.h", "../native.h")
+LIBRARY = Library(Path(__file__).parent, SOURCES, ("attention", "gradients"))
 
 
 def _structure(sizes, pointers):

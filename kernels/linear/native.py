@@ -17,9 +17,8 @@ from kernels.native import AMX, Library
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
 SMALL = 1 << 20  # numbers of a result that the second-level cache keeps; PyTorch writes larger ones faster
 
-LIBRARY = Library(
-    Path(__file__).parent, ("native.c", "../matrix.h", "../tiles.h", "../native.h"), ("pack", "product", "gradient")
-)
+SOURCES = ("native.c", "../matrix.h", "../tiles.h", "../native.h")
+LIBRARY = Library(Path(__file__).parent, SOURCES, ("pack", "product", "gradient"))
 
 
 def _structure(sizes, pointers):

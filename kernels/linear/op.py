@@ -9,7 +9,8 @@ from kernels.linear import native
 def linear(x: torch.Tensor, weight: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
     """x `[..., K]` times the transpose of weight `[N, K]`: `[..., N]`, in x's type, or autocast's where it is on.
 
-    panels: `linear_panels(weight)`, for a weight that stays as it is; the result is the same. Raises ValueError for other shapes.
+    panels: `linear_panels(weight)`, for a weight that stays as it is; the result is the same. Raises ValueError for
+    other shapes.
     """
     if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x (..., K) takes a weight (N, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
