@@ -52,9 +52,14 @@ def _native(folder: str, only: str | None = None) -> Callable[[str, str], str | 
             return f"it is C for the CPU; the tensors are on {device}"
         if only is not None and dtype != only:
             return f"it computes in {only}; the tensors are {dtype}"
-        return importlib.import_module(f"kernels.{folder}.native").refuses()
+        return _native_module(folder).refuses()
 
     return refuses
+
+
+@cache
+def _native_module(folder: str) -> types.ModuleType:
+    return importlib.import_module(f"kernels.{folder}.native")
 
 
 def _native_attention(device: str, dtype: str) -> str | None:

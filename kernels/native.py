@@ -19,7 +19,7 @@ BUILD = "python setup.py build_ext --inplace"
 use_set: int | None = None  # an index of SETS in place of a wider one, for tests
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself alone, which is quickly found in a cache
 class Library:
     """folder/_native.*.so, made of sources (relative to the folder), with functions fftp_NAME that take a structure."""
 
@@ -60,6 +60,16 @@ class Library:
         # ctypes lets go of Python's lock during the call.
         if function(ctypes.addressof(work), self.widest(), torch.get_num_threads(), _parallel_region()):
             raise MemoryError(f"{name}: no memory for the scratch space of one thread")
+
+
+def recorded(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd records what is done to any of them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def float32(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """It, in that type."""
+    return tensor if tensor is None or tensor.dtype == torch.float32 else tensor.float()
 
 
 @cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from kernels.attention import products
-from kernels.native import Library
+from kernels.native import Library, float32, recorded
 
 WIDTH = 64  # of a head, as all of AST's sizes have it
 PARTS = 4  # a thread's share of the tasks, at least, so that threads end at much the same time
@@ -36,7 +36,10 @@ def attention(x, heads, bias):
     """As `reference.attention`, in bfloat16. Where a head is not WIDTH wide, by `products`."""
     if x.shape[2] != 3 * heads * WIDTH:
         return products.attention(x, heads, bias)
-    return attended(x.to(torch.bfloat16), None if bias is None else bias.float(), heads)
+    x, bias = x.to(torch.bfloat16), float32(bias)
+    if recorded(x, bias) or torch.compiler.is_compiling():
+        return attended(x, bias, heads)
+    return _attended(x, bias, heads)  # an operation of PyTorch's costs more than a short clip's attention
 
 
 @torch.library.custom_op("fftp::native_attention", mutates_args=(), device_types="cpu")
@@ -45,6 +48,10 @@ def attended(x: torch.Tensor, bias: torch.Tensor | None, heads: int) -> torch.Te
 
     A row is the same bits in any batch and on any threads.
     """
+    return _attended(x, bias, heads)
+
+
+def _attended(x, bias, heads):
     B, L, _ = x.shape
     x, bias = x.contiguous(), bias if bias is None else bias.contiguous()
     out = torch.empty((B, L, heads * WIDTH), dtype=torch.bfloat16)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library
+from kernels.native import Library, float32, recorded
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("gelu", "gradients")
@@ -33,8 +33,9 @@ def refuses() -> str | None:
 
 def gelu(x, bias, wide):
     """As `reference.gelu`, for every type but float64."""
-    given = x if x.dtype in TYPES else x.float()
-    return _Function.apply(given, None if bias is None else bias.float()).to(x.dtype)
+    given, bias = x if x.dtype in TYPES else x.float(), float32(bias)
+    out = _Function.apply(given, bias) if recorded(given, bias) else _run(given.contiguous(), bias)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _below(a):
@@ -66,15 +67,21 @@ def _table(function):
 _VALUES, _SLOPES = _table(_below), _table(_slope)
 
 
+def _run(x, bias):
+    """Of a contiguous x."""
+    bias = bias if bias is None else bias.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    if x.numel():
+        LIBRARY.call("gelu", _Gelu(*_numbers(x), *_pointers(_VALUES, bias, x, out)))
+    return out
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bias):
-        x, bias = x.contiguous(), bias if bias is None else bias.contiguous()
-        out = torch.empty(x.shape, dtype=x.dtype)
-        if x.numel():
-            LIBRARY.call("gelu", _Gelu(*_numbers(x), *_pointers(_VALUES, bias, x, out)))
-        ctx.save_for_backward(x, bias)
-        return out
+        x = x.contiguous()
+        ctx.save_for_backward(x, bias if bias is None else bias.contiguous())
+        return _run(x, bias)
 
     @staticmethod
     @once_differentiable

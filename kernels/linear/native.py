@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch.autograd.function import once_differentiable
 
 from kernels.linear import reference
-from kernels.native import AMX, Library
+from kernels.native import AMX, Library, recorded
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
 SMALL = 1 << 20  # numbers of a result that the second-level cache keeps; PyTorch writes larger ones faster
@@ -48,7 +48,7 @@ def linear(x, weight, panels=None):
     """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK."""
     if not _divides(weight):
         return reference.linear(x, weight)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if recorded(x, weight):
         return _Linear.apply(x.to(torch.bfloat16), weight)
     N, K = weight.shape
     if not _by_tiles(weight) or x.numel() // K * N > SMALL:

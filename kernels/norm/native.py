@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library
+from kernels.native import Library, float32, recorded
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients")
@@ -42,8 +42,19 @@ def layer_norm(x, residual, bias, weight, shift, eps, dtype, wide):
 
 def _norm(x, others, eps, dtype):
     x, out = (x if x.dtype in TYPES else x.float()), (dtype if dtype in TYPES else torch.float32)
-    normed, total = _Function.apply(x, *(t if t is None else t.float() for t in others), eps, out)
-    return normed.to(dtype), total
+    given = (x, *map(float32, others), eps, out)
+    normed, total = _Function.apply(*given) if recorded(x, *others) else _run(*given)
+    return normed if out == dtype else normed.to(dtype), total
+
+
+def _run(x, residual, bias, weight, shift, eps, dtype):
+    given = [t if t is None else t.contiguous() for t in (x, residual, bias, weight, shift)]
+    normed, total = _new(x.shape, dtype), _new(x.shape)
+    if x.numel():
+        D = len(weight)
+        numbers = (x.numel() // D, D, shift is not None, x.dtype != torch.float32, dtype != torch.float32)
+        LIBRARY.call("norm", _Norm(*numbers, eps, *_pointers(*given, normed, total)))
+    return normed, total
 
 
 class _Function(torch.autograd.Function):
@@ -51,13 +62,8 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, residual, bias, weight, shift, eps, dtype):
-        given = [t if t is None else t.contiguous() for t in (x, residual, bias, weight, shift)]
-        normed, total = _new(x.shape, dtype), _new(x.shape)
-        if x.numel():
-            D = len(weight)
-            numbers = (x.numel() // D, D, shift is not None, x.dtype != torch.float32, dtype != torch.float32)
-            LIBRARY.call("norm", _Norm(*numbers, eps, *_pointers(*given, normed, total)))
-        ctx.save_for_backward(total, given[3])
+        normed, total = _run(x, residual, bias, weight, shift, eps, dtype)
+        ctx.save_for_backward(total, weight.contiguous())
         ctx.eps, ctx.dtype, ctx.centred = eps, x.dtype, shift is not None
         return normed, total
 

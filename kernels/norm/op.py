@@ -41,6 +41,22 @@ def layer_norm(
 
 
 def _choose(operation, x, residual, vectors, eps, dtype):
+    size = x.shape[-1:]
+    for tensor in vectors.values():
+        if tensor is not None and (tensor.shape != size or tensor.device != x.device):
+            _refuse(x, residual, vectors)
+    if not x.ndim or (residual is not None and (residual.shape != x.shape or residual.device != x.device)):
+        _refuse(x, residual, vectors)
+    stream, device = x if residual is None else residual, x.device.type
+    wide = torch.promote_types(stream.dtype, torch.float32)
+    if dtype is None:
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
+    with dispatch.unmixed(device):
+        return dispatch.choose(operation, stream)(x, residual, *vectors.values(), eps, dtype, wide)
+
+
+def _refuse(x, residual, vectors):
+    """Raise ValueError for shapes that disagree, or else for tensors on several devices."""
     sizes = {name: tuple(vector.shape) for name, vector in vectors.items() if vector is not None}
     if (
         x.ndim == 0
@@ -53,13 +69,4 @@ def _choose(operation, x, residual, vectors, eps, dtype):
             f"residual {None if residual is None else tuple(residual.shape)}, {given}"
         )
     devices = {t.device for t in (x, residual, *vectors.values()) if t is not None}
-    if len(devices) > 1:
-        raise ValueError(
-            f"x, residual, {', '.join(sizes)} have to be on one device, not on {sorted(map(str, devices))}"
-        )
-    stream, device = x if residual is None else residual, x.device.type
-    wide = torch.promote_types(stream.dtype, torch.float32)
-    if dtype is None:
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide
-    with dispatch.unmixed(device):
-        return dispatch.choose(operation, stream)(x, residual, *vectors.values(), eps, dtype, wide)
+    raise ValueError(f"x, residual, {', '.join(sizes)} have to be on one device, not on {sorted(map(str, devices))}")
