@@ -13,7 +13,7 @@ from torch import nn
 
 import kernels
 from fftp.hub import Pretrained
-from fftp.inference import check_norms, weighted
+from fftp.inference import check_norms, product
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 from kernels.sdpa import sdpa
@@ -58,15 +58,6 @@ class ASTConfig:
         """Multiply-accumulates of `macs().all` that no result depends on: the last block's, for all but the class tokens."""
         N = kept or self.grid.N
         return N * (10 * self.dim**2 + 2 * (N + self.tokens) * self.dim)
-
-
-def product(layer: nn.Linear, x):
-    """(x times the layer's weight, and its bias where that is still to be added, else None).
-
-    A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
-    what reads the result anyway; in other types the product adds it for nothing.
-    """
-    return (weighted(layer, x), layer.bias) if x.dtype == torch.bfloat16 else (layer(x), None)
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 
 import kernels
 from fftp.hub import Pretrained
-from fftp.inference import check_norms, weighted
+from fftp.inference import check_norms, product
 from fftp.patching import Macs, PatchEmbed, PatchGrid
 from kernels import ranges
 
@@ -147,11 +147,11 @@ class Mixer(nn.Module):
         self.out_proj = nn.Linear(config.inner, config.dim, bias=False)
 
     def forward(self, x):
-        u, z = weighted(self.in_proj, x).chunk(2, -1)  # (B, L, D) @ (D, 2 E) -> 2 x (B, L, E)
+        u, z = product(self.in_proj, x)[0].chunk(2, -1)  # (B, L, D) @ (D, 2 E) -> 2 x (B, L, E)
         y = self.forward_branch(u, z, False, self.A_backward_log if self.directions == "v1" else None)
         if self.directions == "v2":
             y = (y + self.backward_branch(u, z, True)) / 2
-        return weighted(self.out_proj, y)
+        return product(self.out_proj, y)[0]
 
     def start(self, batch: int) -> MixerState:
         """The state before the first token of `batch` clips. Raises ValueError for a mixer that looks both ways."""
@@ -168,9 +168,9 @@ class Mixer(nn.Module):
     def steps(self, x: torch.Tensor, state: MixerState, keep: int) -> tuple[torch.Tensor, MixerState]:
         """The next L tokens, `[B, L, D]` in and out, and the state after the first `keep` of them: rows of `forward`, with
         what it saw before them."""
-        u, z = weighted(self.in_proj, x).chunk(2, -1)
+        u, z = product(self.in_proj, x)[0].chunk(2, -1)
         y, state = self.forward_branch.steps(u, z, state, keep)
-        return weighted(self.out_proj, y), state
+        return product(self.out_proj, y)[0], state
 
 
 class Layer(nn.Module):

@@ -34,18 +34,30 @@ def check_norms(weight: torch.Tensor) -> None:
         )
 
 
-def weighted(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """x times the layer's weight, without its bias, by the weight as `Prepared` has laid it out, where it has."""
-    return kernels.linear(x, layer.weight, getattr(layer, "panels", None))
+def product(layer: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(x times the layer's weight, and its bias where that is still to be added, else None).
+
+    A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
+    what reads the result anyway; in other types the product adds it for nothing. Whatever stands in a layer's place is
+    called.
+    """
+    if type(layer) is not nn.Linear or _computed_in(x) != torch.bfloat16:
+        return layer(x), None
+    return kernels.linear(x, layer.weight, getattr(layer, "panels", None)), layer.bias
+
+
+def _computed_in(x):
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Prepared:
     """A model for inference in one precision: `features` and `classify` as the model itself has them.
 
-    In bfloat16 the results are autocast's, bit for bit: products in bfloat16; norms, residual stream, softmax sums and the
-    scan's state in float32. Weights of products are cast here, once, and not at every call (and, for a processor with AMX,
-    laid out once more beside that); all others are the model's own. In float32 it is the model. The model itself stays as
-    it is, and later changes of its weights are not seen.
+    In bfloat16 the results are autocast's on the same batch, bit for bit: products in bfloat16; norms, residual stream,
+    softmax sums and the scan's state in float32. Weights of products are cast here, once, and not at every call (and, for
+    a processor with AMX, laid out once more beside that); all others are the model's own. In float32 it is the model. The
+    model itself stays as it is, and later changes of its weights are not seen.
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype):

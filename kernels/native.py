@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 SETS = ("the plain instruction set", "AVX2", "AVX-512", "AMX")
 AMX = SETS.index("AMX")
@@ -62,9 +63,40 @@ class Library:
             raise MemoryError(f"{name}: no memory for the scratch space of one thread")
 
 
+def structure(counts: str, pointers: str, reals: str = "") -> type[ctypes.Structure]:
+    """What a function of a library takes: int64, then double, then pointers, by their names."""
+    fields = [(name, ctypes.c_int64) for name in counts.split()] + [(name, ctypes.c_double) for name in reals.split()]
+    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
+    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
+
+
+def pointers(*tensors: torch.Tensor | None) -> list[int | None]:
+    """Where their numbers lie. Raises TypeError for a tensor that has none, as PyTorch's tracers make them."""
+    found = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if 0 in found and any(t is not None and t.numel() and not t.data_ptr() for t in tensors):
+        raise TypeError("an operation in C needs tensors with memory, not fake ones or those on meta")
+    return found
+
+
+def new(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Memory to write to, whatever type and device new tensors have by default."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 def recorded(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd records what is done to any of them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd records what is done to any of them, or something else watches operations: then a call of C, which
+    is none, would be passed over in silence."""
+    return (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or watched()
+
+
+def watched() -> bool:
+    """Whether operations are being compiled or traced, dispatched to a mode (fake tensors, make_fx), or carry tangents."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
 
 
 def float32(tensor: torch.Tensor | None) -> torch.Tensor | None:

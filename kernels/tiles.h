@@ -17,6 +17,7 @@ INLINE void tiles_on(void)
         sizes.row_bytes[i] = 64;
         sizes.rows[i] = 16;
     }
+    __asm__ volatile("" ::"r"(&sizes) : "memory"); /* gcc believes that the load reads but a pointer of it */
     _tile_loadconfig(&sizes);
 }
 

@@ -18,6 +18,7 @@ from train.run import main as train
 MODELS = {
     "ast": lambda: AST(ASTConfig(grid=grid("ast_tiny_fftp"), classes=7, dim=128, depth=2, heads=2)),
     "aum v1": lambda: AuM(AuMConfig(grid=grid("ast_tiny_fftp"), classes=7, dim=48, depth=2)),
+    "aum wide": lambda: AuM(AuMConfig(grid=grid("ast_tiny_fftp"), classes=7, dim=64, depth=2)),
     "aum v2": lambda: AuM(AuMConfig(grid=grid("aum_v1"), classes=7, dim=48, depth=2, directions="v2")),
 }
 
@@ -42,6 +43,47 @@ def test_prepared_is_autocast_bit_for_bit(name, fused):
     doubled = [n for n, p in prepared.model.named_parameters() if p.data_ptr() != model.get_parameter(n).data_ptr()]
     assert "embed.weight" in doubled
     assert all(n.endswith("weight") and "norm" not in n for n in doubled)
+
+
+@pytest.mark.parametrize("name", ["ast", "aum wide"])
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+def test_prepared_is_traced_by_jit(name):
+    dispatch.use_fused(True)
+    prepared, log_mel = Prepared(MODELS[name]().eval(), torch.bfloat16), torch.randn(3, 64, 128)
+    for parameter in prepared.model.parameters():
+        parameter.requires_grad_(False)  # what is traced holds them as constants
+    traced = torch.jit.trace(lambda x: prepared(x), (torch.randn(3, 64, 128),), check_trace=False)
+    torch.testing.assert_close(traced(log_mel), prepared(log_mel), rtol=0, atol=2e-2)
+
+
+def test_what_stands_in_a_layers_place_is_called():
+    """An adapter around AuM's projections, as libraries for fine-tuning put them in, in both types."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.weight = layer, layer.weight
+
+        def forward(self, x):
+            return 2 * self.layer(x)
+
+    dispatch.use_fused(True)
+    model, log_mel = MODELS["aum wide"]().eval(), torch.randn(2, 64, 128)
+    for layer in model.layers:
+        layer.mixer.out_proj = Adapted(layer.mixer.out_proj)
+    doubled = MODELS["aum wide"]().eval()
+    doubled.load_state_dict(
+        {
+            n.replace("out_proj.layer", "out_proj"): p
+            for n, p in model.state_dict().items()
+            if "layer" in n.split(".")[-2] or "out_proj" not in n
+        }
+    )
+    for layer in doubled.layers:
+        layer.mixer.out_proj.weight.data *= 2
+    for precision in (torch.float32, torch.bfloat16):
+        found, wanted = (Prepared(m, precision)(log_mel) for m in (model, doubled))
+        torch.testing.assert_close(found, wanted)
 
 
 def test_in_float32_it_is_the_model():

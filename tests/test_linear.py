@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as nnf
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 import kernels.native as shared
@@ -236,3 +238,56 @@ def test_refusals_say_why(monkeypatch):
     assert refuses("cpu", "bfloat16") == "it is not built: ..."
     dispatch.use_fused(True)
     assert dispatch.select("linear", "cpu", "bfloat16").name == "reference"
+
+
+class TestWatched:
+    """Whatever follows operations instead of their results is not left with a call of C that it cannot see."""
+
+    def call(self, x, weight):
+        dispatch.use_fused(True)
+        x = kernels.attention(kernels.linear(x.bfloat16(), weight.bfloat16()), 1, torch.ones(192))
+        x = kernels.layer_norm(x, None, None, torch.ones(64), torch.zeros(64), 1e-6)[0]
+        return kernels.gelu(x, None)
+
+    @pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+    def test_traced_by_jit_without_gradients(self):
+        (x, _, weight), (other, _, _) = made((2, 5), 32, 192), made((2, 5), 32, 192, seed=1)
+        with torch.no_grad():
+            traced = torch.jit.trace(self.call, (x, weight), check_trace=False)
+            assert torch.equal(traced(other, weight), self.call(other, weight))
+
+    def test_compiled_whole(self):
+        x, _, weight = made((2, 5), 32, 192)
+        dispatch.use_fused(True)
+        compiled = torch.compile(kernels.linear, fullgraph=True, backend="eager")
+        with torch.no_grad():
+            assert torch.equal(compiled(x, weight.bfloat16()), nnf.linear(x, weight.bfloat16()))
+
+    def test_with_fake_tensors(self):
+        with FakeTensorMode(), torch.no_grad():
+            x, weight = torch.empty(2, 5, 32, dtype=torch.bfloat16), torch.empty(192, 32, dtype=torch.bfloat16)
+            dispatch.use_fused(True)
+            assert kernels.attention(kernels.linear(x, weight), 1).shape == (2, 5, 64)
+
+    def test_memory_is_asked_for(self):
+        with pytest.raises(TypeError, match="an operation in C needs tensors with memory"):
+            shared.pointers(torch.empty(2, 3), torch.empty(2, 3, device="meta"))
+        assert shared.pointers(None, torch.empty(0, device="meta")) == [None, 0]
+
+    @pytest.mark.filterwarnings("ignore")  # forward_ad scripts something, which is deprecated
+    def test_with_tangents(self):
+        x, tangent, weight = made((7,), 32, 32)
+        dispatch.use_fused(True)
+        with torch.no_grad(), fwAD.dual_level():
+            out = kernels.linear(fwAD.make_dual(x, tangent), weight.bfloat16())
+            assert torch.equal(fwAD.unpack_dual(out).tangent, nnf.linear(tangent, weight.bfloat16()))
+
+
+def test_no_width_and_wrong_panels():
+    dispatch.use_fused(True)
+    with torch.no_grad():
+        none = kernels.linear(torch.zeros(3, 0, dtype=torch.bfloat16), torch.zeros(32, 0, dtype=torch.bfloat16))
+        assert torch.equal(none, torch.zeros(3, 32, dtype=torch.bfloat16))
+        for panels in (torch.zeros(32 * 32, dtype=torch.bfloat16), torch.zeros(64 * 64)):
+            with pytest.raises(ValueError, match="panels are `linear_panels` of this weight, 4096 numbers in bfloat16"):
+                kernels.linear(torch.zeros(1, 64), torch.zeros(64, 64), panels)

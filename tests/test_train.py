@@ -15,7 +15,7 @@ from fftp import aum_model, checkpoint
 from fftp.errors import UserError
 from fftp.frontend import FrontEndSettings
 from fftp.patching import PatchGrid
-from kernels import FbankSettings, ranges
+from kernels import FbankSettings, dispatch, ranges
 from tests import runs
 from tests.made_data import make_files
 from tests.tasks import task_of
@@ -248,6 +248,15 @@ def test_float32_and_bfloat16_both_run(tmp_path, capsys):
         assert result["precision"] == precision
         assert np.isfinite(result["train_loss"])
     assert weights(tmp_path / "float32" / "last") != weights(tmp_path / "bfloat16" / "last")
+
+
+@pytest.mark.parametrize("model", ["ast", "aum"])
+def test_the_run_file_names_all_backends_that_run(tmp_path, capsys, model):
+    runs.train(capsys, tmp_path, "--fused", "--precision", "bfloat16", "--model", model, "--depth", 2, "--max-steps", 1)
+    named = json.loads((tmp_path / "settings.json").read_text())["backends"]
+    found = dispatch.in_use()
+    assert {"patch_embed", "linear"} < set(found)
+    assert {name: named.get(name) for name in found} == found
 
 
 @pytest.mark.parametrize("model", ["ast", "aum"])

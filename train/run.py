@@ -297,12 +297,12 @@ def planned(task: Task) -> dict[str, str]:
     operations["patch_embed"] = precision
     if task.settings.model == "ast":
         operations |= {"layer_norm": "float32", "gelu": precision}
-        if precision == "bfloat16":
-            operations["linear"] = precision
         if task.config.model.depth > 1:  # the last block has class tokens to ask for alone
             operations["attention"] = precision
     if task.settings.model == "aum":
         operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
+    if precision == "bfloat16":
+        operations["linear"] = precision
     return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 

@@ -1,12 +1,11 @@
 """Attention in bfloat16 in C (native.c), forward and backward, for processors that multiply bfloat16."""
 
-import ctypes
 from pathlib import Path
 
 import torch
 
 from kernels.attention import products
-from kernels.native import Library, float32, recorded
+from kernels.native import Library, float32, new, pointers, recorded, structure
 
 WIDTH = 64  # of a head, as all of AST's sizes have it
 PARTS = 4  # a thread's share of the tasks, at least, so that threads end at much the same time
@@ -15,14 +14,8 @@ SOURCES = ("native.c", "native_matrix.h", "../matrix.h", "../tiles.h", "../nativ
 LIBRARY = Library(Path(__file__).parent, SOURCES, ("attention", "gradients"))
 
 
-def _structure(sizes, pointers):
-    fields = [(name, ctypes.c_int64) for name in sizes.split()]
-    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
-    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
-
-
-_Attention = _structure("B L H parts threads", "x bias out")
-_Gradients = _structure("B L H threads", "grad x bias d_x d_bias")
+_Attention = structure("B L H parts threads", "x bias out")
+_Gradients = structure("B L H threads", "grad x bias d_x d_bias")
 
 
 def refuses() -> str | None:
@@ -37,7 +30,7 @@ def attention(x, heads, bias):
     if x.shape[2] != 3 * heads * WIDTH:
         return products.attention(x, heads, bias)
     x, bias = x.to(torch.bfloat16), float32(bias)
-    if recorded(x, bias) or torch.compiler.is_compiling():
+    if recorded(x, bias):
         return attended(x, bias, heads)
     return _attended(x, bias, heads)  # an operation of PyTorch's costs more than a short clip's attention
 
@@ -54,11 +47,11 @@ def attended(x: torch.Tensor, bias: torch.Tensor | None, heads: int) -> torch.Te
 def _attended(x, bias, heads):
     B, L, _ = x.shape
     x, bias = x.contiguous(), bias if bias is None else bias.contiguous()
-    out = torch.empty((B, L, heads * WIDTH), dtype=torch.bfloat16)
+    out = new((B, L, heads * WIDTH), torch.bfloat16)
     if out.numel():
         threads = torch.get_num_threads()
         parts = -(-PARTS * threads // (B * heads))
-        LIBRARY.call("attention", _Attention(B, L, heads, parts, threads, *_pointers(x, bias, out)))
+        LIBRARY.call("attention", _Attention(B, L, heads, parts, threads, *pointers(x, bias, out)))
     return out
 
 
@@ -77,13 +70,13 @@ def gradients(
     """
     B, L, width = x.shape
     grad, x, bias = grad.contiguous(), x.contiguous(), bias if bias is None else bias.contiguous()
-    d_x = torch.empty((B, L, width), dtype=torch.bfloat16)
-    shares = torch.empty((B if L else 0, width)) if wanted else None
+    d_x = new((B, L, width), torch.bfloat16)
+    shares = new((B if L else 0, width)) if wanted else None
     if d_x.numel():
         LIBRARY.call(
-            "gradients", _Gradients(B, L, heads, torch.get_num_threads(), *_pointers(grad, x, bias, d_x, shares))
+            "gradients", _Gradients(B, L, heads, torch.get_num_threads(), *pointers(grad, x, bias, d_x, shares))
         )
-    return d_x, torch.empty((0,)) if shares is None else shares.sum(0, dtype=torch.float64).float()
+    return d_x, new((0,)) if shares is None else shares.sum(0, dtype=torch.float64).float()
 
 
 @gradients.register_fake
@@ -104,7 +97,3 @@ def _backward(ctx, grad):
 
 
 attended.register_autograd(_backward, setup_context=_keep)
-
-
-def _pointers(*tensors):
-    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)

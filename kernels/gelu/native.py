@@ -1,13 +1,12 @@
 """The GELU in C (native.c): float32 inside, elements that are the same bits at any batch size and number of threads."""
 
-import ctypes
 import math
 from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library, float32, recorded
+from kernels.native import Library, float32, new, pointers, recorded, structure
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("gelu", "gradients")
@@ -15,15 +14,8 @@ LIBRARY = Library(
 TASK_ROWS, SEGMENTS, TERMS = 64, 16, 7  # native.c's
 TYPES = (torch.float32, torch.bfloat16)  # others go through float32
 
-
-def _structure(pointers):
-    fields = [(name, ctypes.c_int64) for name in ("rows", "D", "narrow")]
-    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
-    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
-
-
-_Gelu = _structure("table bias x out")
-_Gradients = _structure("table bias grad x d_x d_bias")
+_Gelu = structure("rows D narrow", "table bias x out")
+_Gradients = structure("rows D narrow", "table bias grad x d_x d_bias")
 
 
 def refuses() -> str | None:
@@ -70,9 +62,9 @@ _VALUES, _SLOPES = _table(_below), _table(_slope)
 def _run(x, bias):
     """Of a contiguous x."""
     bias = bias if bias is None else bias.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = new(x.shape, x.dtype)
     if x.numel():
-        LIBRARY.call("gelu", _Gelu(*_numbers(x), *_pointers(_VALUES, bias, x, out)))
+        LIBRARY.call("gelu", _Gelu(*_numbers(x), *pointers(_VALUES, bias, x, out)))
     return out
 
 
@@ -87,19 +79,15 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, bias = ctx.saved_tensors
-        grad, d_x, parts = grad.contiguous(), torch.empty(x.shape, dtype=x.dtype), None
+        grad, d_x, parts = grad.contiguous(), new(x.shape, x.dtype), None
         if bias is not None and ctx.needs_input_grad[1]:
             rows = x.numel() // len(bias) if x.numel() else 0
-            parts = torch.empty((-(-rows // TASK_ROWS), len(bias)), dtype=torch.float32, device="cpu")
+            parts = new((-(-rows // TASK_ROWS), len(bias)))
         if x.numel():
-            LIBRARY.call("gradients", _Gradients(*_numbers(x), *_pointers(_SLOPES, bias, grad, x, d_x, parts)))
+            LIBRARY.call("gradients", _Gradients(*_numbers(x), *pointers(_SLOPES, bias, grad, x, d_x, parts)))
         return d_x, parts if parts is None else parts.sum(0, dtype=torch.float64).float()
 
 
 def _numbers(x):
     """Rows, width, and whether x is bfloat16."""
     return x.numel() // x.shape[-1], x.shape[-1], x.dtype != torch.float32
-
-
-def _pointers(*tensors):
-    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -4,7 +4,6 @@ PyTorch's own products use AMX where the processor has it: there the weight's gr
 no gradient is wanted.
 """
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as nnf
 from torch.autograd.function import once_differentiable
 
 from kernels.linear import reference
-from kernels.native import AMX, Library, recorded
+from kernels.native import AMX, Library, new, pointers, structure, watched
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
 SMALL = 1 << 20  # numbers of a result that the second-level cache keeps; PyTorch writes larger ones faster
@@ -21,15 +20,9 @@ SOURCES = ("native.c", "../matrix.h", "../tiles.h", "../native.h")
 LIBRARY = Library(Path(__file__).parent, SOURCES, ("pack", "product", "gradient"))
 
 
-def _structure(sizes, pointers):
-    fields = [(name, ctypes.c_int64) for name in sizes.split()]
-    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
-    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
-
-
-_Pack = _structure("N K crosswise", "weight panels")
-_Product = _structure("rows depth columns threads", "left panels out")
-_Gradient = _structure("rows N K parts", "grad x d_weight")
+_Pack = structure("N K crosswise", "weight panels")
+_Product = structure("rows depth columns threads", "left panels out")
+_Gradient = structure("rows N K parts", "grad x d_weight")
 
 
 def refuses() -> str | None:
@@ -48,17 +41,17 @@ def linear(x, weight, panels=None):
     """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK."""
     if not _divides(weight):
         return reference.linear(x, weight)
-    if recorded(x, weight):
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x.to(torch.bfloat16), weight)
-    N, K = weight.shape
-    if not _by_tiles(weight) or x.numel() // K * N > SMALL:
-        return reference.linear(x, weight)
-    return _product(x.to(torch.bfloat16), _packed(weight.to(torch.bfloat16)) if panels is None else panels, N)
+    x, (N, K) = x.to(torch.bfloat16), weight.shape
+    if watched() or not _by_tiles(weight) or x.numel() // K * N > SMALL:
+        return reference.linear(x, weight.to(torch.bfloat16))
+    return _product(x, _packed(weight.to(torch.bfloat16)) if panels is None else panels, N)
 
 
 def _divides(weight):
     N, K = weight.shape
-    return not (N % BLOCK or K % BLOCK)
+    return N > 0 and K > 0 and not (N % BLOCK or K % BLOCK)
 
 
 def _by_tiles(weight):
@@ -98,18 +91,18 @@ def _input(grad, weight):
 def _packed(weight, crosswise=False):
     """A weight `[N, K]` as the right side of a product by rows of K numbers, or crosswise of N: `[N K]` bfloat16."""
     (N, K), weight = weight.shape, weight.contiguous()
-    made = torch.empty((N * K,), dtype=torch.bfloat16)
-    LIBRARY.call("pack", _Pack(N, K, crosswise, *_pointers(weight, made)))
+    made = new((N * K,), torch.bfloat16)
+    LIBRARY.call("pack", _Pack(N, K, crosswise, *pointers(weight, made)))
     return made
 
 
 def _product(left, panels, columns):
     """`[..., columns]` bfloat16."""
     left, depth = left.contiguous(), left.shape[-1]
-    out = torch.empty((*left.shape[:-1], columns), dtype=torch.bfloat16)
+    out = new((*left.shape[:-1], columns), torch.bfloat16)
     if out.numel():
         numbers = (left.numel() // depth, depth, columns, torch.get_num_threads())
-        LIBRARY.call("product", _Product(*numbers, *_pointers(left, panels, out)))
+        LIBRARY.call("product", _Product(*numbers, *pointers(left, panels, out)))
     return out
 
 
@@ -118,11 +111,7 @@ def _weight(grad, x):
     N, K = grad.shape[-1], x.shape[-1]
     if not x.numel():
         return torch.zeros((N, K), dtype=torch.float32, device="cpu")
-    d_weight = torch.empty((N, K), dtype=torch.float32)
+    d_weight = new((N, K))
     parts = min(torch.get_num_threads(), max(N, K) // BLOCK)
-    LIBRARY.call("gradient", _Gradient(x.numel() // K, N, K, parts, *_pointers(grad, x, d_weight)))
+    LIBRARY.call("gradient", _Gradient(x.numel() // K, N, K, parts, *pointers(grad, x, d_weight)))
     return d_weight
-
-
-def _pointers(*tensors):
-    return (tensor.data_ptr() for tensor in tensors)

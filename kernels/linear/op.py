@@ -14,6 +14,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, panels: torch.Tensor | None = 
     """
     if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x (..., K) takes a weight (N, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if panels is not None and (panels.dtype != torch.bfloat16 or panels.numel() != weight.numel()):
+        raise ValueError(
+            f"panels are `linear_panels` of this weight, {weight.numel()} numbers in bfloat16, got {panels.numel()} "
+            f"in {panels.dtype}"
+        )
     return dispatch.choose("linear", x)(x, weight, panels)
 
 

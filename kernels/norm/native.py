@@ -1,12 +1,11 @@
 """The norms in C (native.c): float32 inside, rows that are the same bits at any batch size and number of threads."""
 
-import ctypes
 from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library, float32, recorded
+from kernels.native import Library, float32, new, pointers, recorded, structure
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients")
@@ -14,15 +13,8 @@ LIBRARY = Library(
 TASK_ROWS = 64  # native.c's
 TYPES = (torch.float32, torch.bfloat16)  # of x and of what comes out; others go through float32
 
-
-def _structure(numbers, pointers):
-    fields = [(name, ctypes.c_int64) for name in numbers.split()] + [("eps", ctypes.c_double)]
-    fields += [(name, ctypes.c_void_p) for name in pointers.split()]
-    return type("Given", (ctypes.Structure,), {"_fields_": tuple(fields)})
-
-
-_Norm = _structure("rows D centred narrow_x narrow_normed", "x residual bias weight shift normed total")
-_Gradients = _structure("rows D centred narrow_grad", "grad d_total total weight d d_x sums")
+_Norm = structure("rows D centred narrow_x narrow_normed", "x residual bias weight shift normed total", "eps")
+_Gradients = structure("rows D centred narrow_grad", "grad d_total total weight d d_x sums", "eps")
 
 
 def refuses() -> str | None:
@@ -49,11 +41,11 @@ def _norm(x, others, eps, dtype):
 
 def _run(x, residual, bias, weight, shift, eps, dtype):
     given = [t if t is None else t.contiguous() for t in (x, residual, bias, weight, shift)]
-    normed, total = _new(x.shape, dtype), _new(x.shape)
+    normed, total = new(x.shape, dtype), new(x.shape)
     if x.numel():
         D = len(weight)
         numbers = (x.numel() // D, D, shift is not None, x.dtype != torch.float32, dtype != torch.float32)
-        LIBRARY.call("norm", _Norm(*numbers, eps, *_pointers(*given, normed, total)))
+        LIBRARY.call("norm", _Norm(*numbers, eps, *pointers(*given, normed, total)))
     return normed, total
 
 
@@ -74,22 +66,13 @@ class _Function(torch.autograd.Function):
         grad, d_total = grad.contiguous(), d_total.contiguous()
         D, narrow = len(weight), ctx.dtype != torch.float32
         rows = total.numel() // D if D else 0
-        d, d_x = _new(total.shape), _new(total.shape, ctx.dtype) if narrow else None
-        parts = _new((-(-rows // TASK_ROWS), 3 if ctx.centred else 1, D))
+        d, d_x = new(total.shape), new(total.shape, ctx.dtype) if narrow else None
+        parts = new((-(-rows // TASK_ROWS), 3 if ctx.centred else 1, D))
         if rows:
-            pointers = _pointers(grad, d_total, total, weight, d, d_x, parts)
             numbers = (rows, D, ctx.centred, grad.dtype != torch.float32)
-            LIBRARY.call("gradients", _Gradients(*numbers, ctx.eps, *pointers))
+            given = pointers(grad, d_total, total, weight, d, d_x, parts)
+            LIBRARY.call("gradients", _Gradients(*numbers, ctx.eps, *given))
         d_weight, *others = parts.sum(0, dtype=torch.float64).float()
         d_shift, d_bias = others or (None, None)
         _, adds, biased, *_ = ctx.needs_input_grad
         return d_x if narrow else d, d if adds else None, d_bias if biased else None, d_weight, d_shift, None, None
-
-
-def _new(shape, dtype=torch.float32):
-    """Memory to write to, whatever type and device new tensors have by default."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
-
-
-def _pointers(*tensors):
-    return (None if tensor is None else tensor.data_ptr() for tensor in tensors)
