@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import kernels
-from kernels import dispatch
+from kernels import dispatch, native
 from kernels import philox as keyed
 from kernels.dispatch import TABLE
 
@@ -63,7 +63,11 @@ def instruction_set() -> str | None:
         importlib.import_module(f"kernels.{name}.native").LIBRARY
         for name in ("waveform", "fbank", "gelu", "norm", "selective_scan")
     )
-    return next((library.instruction_set() for library in libraries if library.refuses() is None), None)
+    widest = next((library.instruction_set() for library in libraries if library.refuses() is None), None)
+    products = importlib.import_module("kernels.attention.native").LIBRARY
+    if products.refuses() is None and products.widest() == native.AMX:
+        return f"{widest}, and AMX in products of bfloat16"
+    return widest
 
 
 DRAWS = 4  # of the inputs of a check: in one the reference can be lucky, in a gradient of few numbers most of all
