@@ -14,7 +14,9 @@ from kernels.linear import reference
 from kernels.native import AMX, Library, new, pointers, structure, watched
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
-SMALL = 1 << 20  # numbers of a result that the second-level cache keeps; PyTorch writes larger ones faster
+# Numbers of a result up to which tiles are ahead of PyTorch's product, which writes faster and multiplies slower in the long
+# run: where each sums up few, and where it sums up at least LONG (LOG.md).
+SMALL, LARGE, LONG = 1 << 19, 1 << 21, 512
 
 SOURCES = ("native.c", "../matrix.h", "../tiles.h", "../native.h")
 LIBRARY = Library(Path(__file__).parent, SOURCES, ("pack", "product", "gradient"))
@@ -44,7 +46,7 @@ def linear(x, weight, panels=None):
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x.to(torch.bfloat16), weight)
     x, (N, K) = x.to(torch.bfloat16), weight.shape
-    if watched() or not _by_tiles(weight) or x.numel() // K * N > SMALL:
+    if watched() or not _by_tiles(weight) or x.numel() // K * N > (SMALL if K < LONG else LARGE):
         return reference.linear(x, weight.to(torch.bfloat16))
     return _product(x, _packed(weight.to(torch.bfloat16)) if panels is None else panels, N)
 
