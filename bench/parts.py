@@ -9,11 +9,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """title: of its section in docs/PERFORMANCE.md. gpu_share: its weight where `make gpu` divides its time. ahead: how
-    many processes call its rows once before that, so that what they need is compiled."""
+    many processes call its rows once before that, so that what they need is compiled. note: what a reader of its rows has
+    to know."""
 
     title: str
     gpu_share: float
     ahead: int = 1
+    note: str = ""
 
 
 PARTS = {
@@ -27,7 +29,12 @@ PARTS = {
     "fbank": Part(title="Front end: waveform to log-mel", gpu_share=2),
     "input": Part(title="The whole input path, with a model that costs nothing", gpu_share=1),
     "step": Part(title="A training step, data to optimiser", gpu_share=3),
-    "infer": Part(title="Inference", gpu_share=4),
+    "infer": Part(
+        title="Inference",
+        gpu_share=4,
+        note="A single clip of 98 tokens has all weights read for few operations, so the faster a processor multiplies, the less "
+        "short clips gain alone: how many clips a second go through is told by batches of eight.",
+    ),
     "stream": Part(title="Live sound: an answer every hop", gpu_share=1),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
     "encoder": Part(title="The encoder's blocks alone", gpu_share=3, ahead=2),

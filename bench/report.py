@@ -75,7 +75,8 @@ def _percent(group: list[dict], name: str) -> str:
 def performance(folder: Path = measure.RESULTS) -> str:
     """A section for each part: the newest line of each case, by machine, and pictures."""
     lines = partial(measure.lines, folder=folder)
-    sections = [f"## {part.title}\n\n{_part(name, lines)}" for name, part in PARTS.items()]
+    said = {name: f"{part.note}\n\n" if part.note else "" for name, part in PARTS.items()}
+    sections = [f"## {part.title}\n\n{said[name]}{_part(name, lines)}" for name, part in PARTS.items()]
     sections.append(f"## Share of the ceiling\n\n{plots.reference('performance_roofline.png', lines)}")
     return "\n\n".join([*sections, f"## Tests on a GPU\n\n{tables.gpu_tests(lines('gpu_tests'))}"])
 
