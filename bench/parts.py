@@ -32,8 +32,8 @@ PARTS = {
     "infer": Part(
         title="Inference",
         gpu_share=4,
-        note="A single clip of 98 tokens has all weights read for few operations, so the faster a processor multiplies, the less "
-        "short clips gain alone: how many clips a second go through is told by batches of eight.",
+        note="A single clip of 98 tokens has all weights read for few operations, so the faster a processor multiplies, "
+        "the less short clips gain alone: how many clips a second go through is told by batches of eight.",
     ),
     "stream": Part(title="Live sound: an answer every hop", gpu_share=1),
     "step_parts": Part(title="Where a training step's time goes", gpu_share=1),
