@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import triton_cases
 
 from kernels import dispatch, packages
 
@@ -18,13 +19,13 @@ def pytest_configure(config):
         pytest.exit("--gpu: torch finds no CUDA device here; run without --gpu, or where there is one.", returncode=2)
 
 
+@pytest.hookimpl(trylast=True)  # after -k
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    long = [item for item in items if item.get_closest_marker("slow")]
+    long = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
+    config.stash[triton_cases.SELECTED] = list(dict.fromkeys(item.path.stem for item in items))
 
 
 @pytest.fixture(scope="session")
