@@ -1,7 +1,21 @@
 /* Products of bfloat16 by the instruction that adds two products to each of sixteen sums (AVX512-BF16). Its right side comes in
    pairs of rows; of its left side it takes pairs that may lie anywhere, so that nothing is transposed for it.
 
-   An operation's native.c includes this (after native.h) where the compiler is told to use the instruction. */
+   An operation's native.c includes this after native.h. From here on the compiler may use the instruction, and those of tiles.h
+   where they are TILED; native.c ends that by its own pop. */
+
+#ifndef __clang__
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
+#ifdef TILED
+#pragma GCC target("amx-tile,amx-bf16")
+#endif
+#elif defined TILED
+#pragma clang attribute push(                                                                                                  \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
+#endif
 
 #define BLOCK 32 /* columns of a product at a time: two vectors of sums */
 #define ROWS 8   /* of a product at a time: 16 vectors of sums, enough for the instruction's latency */

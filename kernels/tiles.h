@@ -1,7 +1,6 @@
 /* Products of bfloat16 by tiles (AMX): one instruction multiplies 16 rows of 32 numbers by 32 rows of 16.
 
-   An operation's native.c defines TILES before native.h, and includes this behind matrix.h, whose right sides these take, where
-   the compiler is told to use the instructions. Between tiles_on and tiles_off nothing else may use tiles. */
+   An operation's native.c defines TILES before native.h, and includes this behind matrix.h, whose right sides these take. Between tiles_on and tiles_off nothing else may use tiles. */
 
 #define SQUARE 32 /* rows of sums at a time, two tiles; BLOCK columns of them are two tiles as well */
 #define STEP 32   /* numbers of a tile's row: what is summed over comes in multiples of so many */

@@ -10,9 +10,8 @@ from kernels import native as shared
 from kernels.gelu import native, reference
 
 needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"the native GELU: {native.refuses()}.")
-LEVELS = (
-    range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
-)  # the instruction sets of this processor
+# The instruction sets of this processor.
+LEVELS = range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
 
 
 def arguments(shape, dtype, device="cpu", seed=0, scale=1.5):

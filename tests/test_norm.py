@@ -8,9 +8,8 @@ from kernels import native as shared
 from kernels.norm import native, reference
 
 needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"the native norms: {native.refuses()}.")
-LEVELS = (
-    range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
-)  # the instruction sets of this processor
+# The instruction sets of this processor.
+LEVELS = range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
 VECTORS = {
     "rms_norm": ("weight",),
     "layer_norm": ("bias", "weight", "shift"),

@@ -12,9 +12,8 @@ from kernels.selective_scan import blocked, native
 
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "A_backward"]
 needs_native = pytest.mark.skipif(native.refuses() is not None, reason=f"the native kernels: {native.refuses()}.")
-LEVELS = (
-    range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
-)  # the instruction sets of this processor
+# The instruction sets of this processor.
+LEVELS = range(native.LIBRARY.widest() + 1) if native.refuses() is None else ()
 BACKENDS = ["reference", "blocked", pytest.param("native", marks=needs_native)]
 FUSED = ["blocked", pytest.param("native", marks=needs_native)]
 

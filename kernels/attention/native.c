@@ -32,19 +32,6 @@ struct gradients {
 };
 
 #ifdef __x86_64__
-#ifndef __clang__
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma")
-#ifdef TILED
-#pragma GCC target("amx-tile,amx-bf16")
-#endif
-#elif defined TILED
-#pragma clang attribute push(                                                                                                  \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma"))), apply_to = function)
-#endif
-
 #include "native_matrix.h"
 
 /* The next n floats of the scratch space. */
