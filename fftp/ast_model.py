@@ -79,12 +79,18 @@ class Attention(nn.Module):
             # A GPU's product adds the bias on its way out, and no attention there would.
             x, bias = (self.qkv(x), None) if x.is_cuda else product(self.qkv, x)
             return kernels.attention(x, self.heads, bias)
-        B, _, D = x.shape
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = nnf.linear(x[:, :rows], weight[:D], bias[:D]).view(B, rows, self.heads, D // self.heads).transpose(1, 2)
-        k, v = nnf.linear(x, weight[D:], bias[D:]).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        D = x.shape[2]
+        q = self._some(x[:, :rows], slice(0, D)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self._some(x, slice(D, None)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         out = sdpa(q, k, v)  # (B, H, rows, D / H)
         return out.transpose(1, 2).flatten(2)
+
+    def _some(self, x, part):
+        """Some of qkv's outputs."""
+        if x.is_cuda and type(self.qkv) is nn.Linear:
+            return nnf.linear(x, self.qkv.weight[part], self.qkv.bias[part])
+        x, bias = product(self.qkv, x, part)
+        return x if bias is None else (x + bias).to(x.dtype)
 
     def weights(self, x):
         """The attention itself, softmax(q k^T / sqrt(D / H)), `[B, H, L, L]`: what is never written down otherwise."""

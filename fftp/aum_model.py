@@ -250,9 +250,8 @@ class AuM(nn.Module, Pretrained):
             )
         k, token = (log_mel.shape[1] - grid.pt) // grid.st + 1, self.embed.class_token
         with ranges.range("embed"):
-            x = kernels.patch_embed(
-                log_mel, self.embed.weight, self.embed.bias, (grid.st, grid.sf), None, token, k
-            )  # (B, k + 1, D)
+            weights = (self.embed.weight, self.embed.bias, (grid.st, grid.sf), None, token, k)
+            x = kernels.patch_embed(log_mel, *weights, panels=self.embed.panels)  # (B, k + 1, D)
             stands = (torch.arange(k + 1, device=x.device) == ends[:, None])[:, :, None]
             x, residual = torch.where(stands, token.to(x.dtype), x), None
         with ranges.range("encoder"):
@@ -346,8 +345,8 @@ class AuM(nn.Module, Pretrained):
         if position is not None and n + k > grid.N:
             raise ValueError(f"the {grid.N} patches that have a position are past: start anew")
         rows = None if position is None else position[1 + n : 1 + n + k]
-        stride = (grid.st, grid.sf)
-        return kernels.patch_embed(frames, self.embed.weight, self.embed.bias, stride, rows, tokens, k)
+        weights = (self.embed.weight, self.embed.bias, (grid.st, grid.sf), rows, tokens, k)
+        return kernels.patch_embed(frames, *weights, panels=self.embed.panels)
 
     def _class_row(self):
         """The class token with its position, `[1, D]`."""

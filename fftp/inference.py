@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as nnf
 from torch import nn
 
 import kernels
@@ -34,16 +35,23 @@ def check_norms(weight: torch.Tensor) -> None:
         )
 
 
-def product(layer: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def product(layer: nn.Linear, x: torch.Tensor, part: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(x times the layer's weight, and its bias where that is still to be added, else None).
 
     A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
     what reads the result anyway; in other types the product adds it for nothing. Whatever stands in a layer's place is
-    called.
+    called. part: of the layer's outputs, multiples of 32.
     """
-    if type(layer) is not nn.Linear or _computed_in(x) != torch.bfloat16:
-        return layer(x), None
-    return kernels.linear(x, layer.weight, getattr(layer, "panels", None)), layer.bias
+    if type(layer) is not nn.Linear:
+        return layer(x)[..., part], None
+    first, end, _ = part.indices(layer.out_features)
+    weight, bias, panels = layer.weight[first:end], layer.bias, getattr(layer, "panels", None)
+    bias = bias if bias is None else bias[first:end]
+    if _computed_in(x) != torch.bfloat16:
+        return nnf.linear(x, weight, bias), None
+    if panels is not None:  # in order of the outputs
+        panels = panels[first * layer.in_features : end * layer.in_features]
+    return kernels.linear(x, weight, panels), bias
 
 
 def _computed_in(x):
@@ -92,6 +100,5 @@ def _cast(model, precision):
     for module in made.modules():
         if isinstance(module, (nn.Linear, PatchEmbed)):
             module.weight = nn.Parameter(module.weight.detach().to(precision), requires_grad=False)
-        if isinstance(module, nn.Linear):
-            module.panels = kernels.linear_panels(module.weight)
+            module.panels = kernels.linear_panels(module.weight.flatten(1))
     return made

@@ -86,6 +86,8 @@ class PatchEmbed(nn.Module):
     Parameters: weight `[D, 1, pt, pf]`, bias `[D]`, class_token `[c, D]`, position `[c + N, D]`; the models initialise them.
     """
 
+    panels: torch.Tensor | None = None  # the weight laid out, where it stays as it is (fftp/inference.py)
+
     def __init__(
         self,
         grid: PatchGrid,
@@ -139,7 +141,7 @@ class PatchEmbed(nn.Module):
                 tokens, position = tokens + self.position[: self.tokens], self.position[self.tokens :]
             stride = (self.grid.st, self.grid.sf)
             weights = (self.weight, self.bias, stride, position, tokens, self.place)
-            x = kernels.patch_embed(log_mel, *weights, rectangles, fill)
+            x = kernels.patch_embed(log_mel, *weights, rectangles, fill, self.panels)
             return x if keep is None else self._kept(x, keep)
 
     def _kept(self, x, keep):

@@ -191,6 +191,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
                 "cuda": "it takes no masks, and little is gained (docs/INTERNALS.md): ask by FFTP_BACKEND",
             },
         ),
+        Backend("native", "kernels.patch_embed.native:patch_embed", _native("patch_embed", "bfloat16")),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "attention": (

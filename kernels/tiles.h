@@ -1,6 +1,7 @@
 /* Products of bfloat16 by tiles (AMX): one instruction multiplies 16 rows of 32 numbers by 32 rows of 16.
 
-   An operation's native.c defines TILES before native.h, and includes this behind matrix.h, whose right sides these take. Between tiles_on and tiles_off nothing else may use tiles. */
+   An operation's native.c defines TILES before native.h, and includes this behind matrix.h, whose right sides these take. Between
+   tiles_on and tiles_off nothing else may use tiles. */
 
 #define SQUARE 32 /* rows of sums at a time, two tiles; BLOCK columns of them are two tiles as well */
 #define STEP 32   /* numbers of a tile's row: what is summed over comes in multiples of so many */
@@ -23,10 +24,10 @@ INLINE void tiles_on(void)
 INLINE void tiles_off(void) { _tile_release(); }
 
 /* to[i][:] = (or += where `add`) sum over k < pairs of left[i][2 k] right[k][:][0] + left[i][2 k + 1] right[k][:][1], for 16 or
-   SQUARE rows and BLOCK columns; pairs is a multiple of STEP / 2. row is left's stride, pitch is to's. far: the right
-   side is not in the nearest cache yet. */
-INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const uint16_t *right, int64_t pairs, float *to,
-                       int64_t pitch, int add, const int far)
+   SQUARE rows and BLOCK columns; pairs is a multiple of STEP / 2. row and step are left's strides, of rows and of STEP numbers;
+   pitch is to's. At every step `lines` more of 64 bytes are fetched into the second-level cache, from `coming` on. */
+INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, int64_t step, const uint16_t *right, int64_t pairs,
+                       float *to, int64_t pitch, int add, const uint16_t *coming, int64_t lines)
 {
     __asm__ volatile("" ::: "memory"); /* the compiler does not know what the loads below read */
     float *below = to + 16 * pitch;
@@ -43,10 +44,9 @@ INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const 
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t k = 0; k < pairs; k += STEP / 2, left += STEP, right += STEP * BLOCK) {
-#pragma GCC unroll 32
-        for (int i = 0; far && i < STEP; i++)
-            _mm_prefetch((const char *)(right + (2 * STEP + i) * BLOCK), _MM_HINT_T0);
+    for (int64_t k = 0; k < pairs; k += STEP / 2, left += step, right += STEP * BLOCK) {
+        for (int64_t i = 0; i < lines; i++, coming += BLOCK)
+            _mm_prefetch((const char *)coming, _MM_HINT_T1);
         _tile_loadd(4, left, 2 * row);
         _tile_loadd(6, right, 4 * BLOCK);
         _tile_loadd(7, right + BLOCK, 4 * BLOCK);
@@ -69,11 +69,11 @@ INLINE void tile_block(const int rows, const uint16_t *left, int64_t row, const 
 
 /* tile_block for any multiple of 16 rows. */
 INLINE void tile_matrix(const uint16_t *left, int64_t row, int64_t rows, const uint16_t *right, int64_t pairs, float *to,
-                        int64_t pitch, int add, const int far)
+                        int64_t pitch, int add)
 {
     int64_t first = 0;
     for (; first + SQUARE <= rows; first += SQUARE)
-        tile_block(SQUARE, left + first * row, row, right, pairs, to + first * pitch, pitch, add, far);
+        tile_block(SQUARE, left + first * row, row, STEP, right, pairs, to + first * pitch, pitch, add, NULL, 0);
     if (first < rows)
-        tile_block(16, left + first * row, row, right, pairs, to + first * pitch, pitch, add, far);
+        tile_block(16, left + first * row, row, STEP, right, pairs, to + first * pitch, pitch, add, NULL, 0);
 }

@@ -98,7 +98,8 @@ def tiles():
         pytest.skip("this processor has no AMX")
 
 
-# Rows in one and in several tasks, of 16 and of 32 at a time, and less; weights in one task and in several.
+# Rows in one and in several cuts, in squares and in less; depths in one step and in several, of one block and of several;
+# columns in one part and in several, panels in whole groups and in others.
 WITHOUT_GRADIENTS = [
     *SHAPES,
     ((16,), 32, 32),
@@ -106,6 +107,8 @@ WITHOUT_GRADIENTS = [
     ((98,), 768, 2304),
     ((1, 300), 3072, 768),
     ((129,), 288, 32),
+    ((3, 290), 832, 1568),
+    ((850,), 512, 224),
 ]
 
 
@@ -132,6 +135,21 @@ def test_by_tiles_without_gradients(rows, K, N, tiles, poison, monkeypatch):
             finally:
                 torch.set_num_threads(before)
         assert native.linear(x[:0], weight, panels).shape == (0, *found.shape[1:])
+
+
+@pytest.mark.usefixtures("tiles")
+def test_by_tiles_rows_may_lie_anywhere(poison, monkeypatch):
+    """Slices of clips, windows that overlap, one row for all: the bits of a copy."""
+    monkeypatch.setattr(reference, "linear", None)
+    x, _, weight = made((4, 70), 64, 96)
+    given = (x[1:, 3:, :], x[::2, ::3], x[:, :, None].expand(4, 70, 2, 64)[:, 0], x[:1, :1].expand(5, 9, 64))
+    windows = x.flatten(1)[:, : 69 * 64].unfold(1, 64, 32)
+    with torch.no_grad():
+        for rows in (*given, windows, x[:, :1], x[:0], x[..., 1:33].unflatten(0, (2, 2))):
+            found = native.linear(rows, weight[:, : rows.shape[-1]])
+            assert torch.equal(
+                found, native.linear(rows.clone(memory_format=torch.contiguous_format), weight[:, : rows.shape[-1]])
+            )
 
 
 def test_by_tiles_large_results_and_other_widths_go_by_the_reference(tiles, monkeypatch):

@@ -7,8 +7,11 @@ import torch.nn.functional as nnf
 from oracles import fixture, needs_oracles, oracle
 
 import kernels
+import kernels.native as shared
 from fftp import PatchEmbed, PatchGrid, UserError
 from fftp.patching import resize_kernel, resize_positions
+from kernels.linear import native as linear
+from kernels.patch_embed import native
 
 SHAPES = {  # B, T, F, pt, pf, st, sf, D
     "fftp": (3, 64, 128, 10, 128, 4, 128, 48),
@@ -210,6 +213,78 @@ def test_refused(change, message):
     kernels.patch_embed(**given)
     with pytest.raises(ValueError, match=message):
         kernels.patch_embed(**(given | change))
+
+
+# In C -----------------------------------------------------------------------------------------------------------------
+
+IN_C = {  # B, T, F, pt, pf, st, sf, D: widths and patches of multiples of 32; full frequency, square, touching, far apart
+    "fftp": (3, 64, 128, 10, 128, 4, 128, 96),
+    "square": (2, 40, 36, 16, 16, 10, 10, 64),
+    "touching": (2, 41, 16, 6, 16, 6, 16, 32),
+    "apart": (2, 41, 16, 2, 16, 7, 16, 32),
+    "one-patch": (1, 10, 32, 10, 32, 4, 32, 64),
+}
+
+
+@pytest.fixture(params=[shared.SETS.index("AVX-512"), shared.AMX], ids=["vectors", "tiles"])
+def in_c(request, monkeypatch):
+    """C by vectors, then by tiles, as far as this processor has them."""
+    if reason := native.refuses():
+        pytest.skip(f"patch_embed=native: {reason}.")
+    if linear.LIBRARY.widest() < request.param:
+        pytest.skip(f"this processor has no {shared.SETS[request.param]}")
+    monkeypatch.setattr(shared, "use_set", request.param)
+
+
+def in_bfloat16(monkeypatch, name, positions="learned"):
+    """(arguments of which log-mel and weight are what bfloat16 holds, stride, place, a backend's output and gradients)."""
+    monkeypatch.setitem(SHAPES, name, IN_C[name])
+    given, stride, place = case(name, positions, dtype=torch.float32)
+    given |= {n: given[n].bfloat16().float() for n in ("log_mel", "weight")}
+
+    def answer(backend):
+        monkeypatch.setenv("FFTP_BACKEND", f"patch_embed={backend}")
+        with torch.autocast("cpu", torch.bfloat16):
+            return run(ours, given, stride, place)
+
+    return given, stride, place, answer
+
+
+@pytest.mark.parametrize("positions", ["learned", "none"])
+@pytest.mark.parametrize("name", IN_C)
+@pytest.mark.usefixtures("in_c")
+def test_in_c_by_the_2x_rule(name, positions, monkeypatch):
+    given, stride, place, answer = in_bfloat16(monkeypatch, name, positions)
+    found, plain = answer("native"), answer("reference")
+    exact = run(ours, {n: t if t is None else t.double() for n, t in given.items()}, stride, place)
+    for what, wanted in exact.items():
+        assert found[what].dtype == plain[what].dtype, what
+        unit = 2.0 ** (torch.frexp(wanted.abs().max()).exponent - 8)  # of the last place in bfloat16
+        error, allowed = ((t[what].double() - wanted).abs().max() for t in (found, plain))
+        assert error <= 2 * allowed + unit, what
+
+
+@pytest.mark.parametrize("name", IN_C)
+@pytest.mark.usefixtures("in_c")
+def test_in_c_without_gradients_with_masks_and_with_the_weight_laid_out(name, monkeypatch):
+    """A clip alone, and the weight in panels: the same bits. Masks are those of a painted copy."""
+    given, stride, place, _ = in_bfloat16(monkeypatch, name)
+    monkeypatch.setenv("FFTP_BACKEND", "patch_embed=native,linear=native")
+    weights = (given["weight"].bfloat16(), given["bias"], stride, given["position"], given["tokens"], place)
+    panels, log_mel = kernels.linear_panels(weights[0].flatten(1)), given["log_mel"]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = kernels.patch_embed(log_mel, *weights)
+        assert whole.dtype == torch.float32
+        assert torch.equal(kernels.patch_embed(log_mel, *weights, panels=panels), whole)
+        if linear.LIBRARY.widest() == shared.AMX:  # else it is PyTorch's product
+            assert torch.equal(kernels.patch_embed(log_mel[-1:], *weights, panels=panels), whole[-1:])
+        masks = (
+            torch.tensor([[[3, 9, 0, 13]]], dtype=torch.int32).expand(len(log_mel), -1, -1),
+            torch.ones(len(log_mel)),
+        )
+        painted = kernels.patch_embed(kernels.paint(log_mel.clone(), *masks), *weights)
+        assert torch.equal(kernels.patch_embed(log_mel, *weights, *masks), painted)
+        assert kernels.patch_embed(log_mel[:0], *weights).shape == (0, *whole.shape[1:])
 
 
 # Geometry -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@
 INLINE void tiles_on(void) {}
 INLINE void tiles_off(void) {}
 INLINE void tile_matrix(const uint16_t *left, int64_t row, int64_t rows, const uint16_t *right, int64_t pairs, float *to,
-                        int64_t pitch, int add, const int far)
+                        int64_t pitch, int add)
 {
 }
 #endif
@@ -24,7 +24,7 @@ INLINE void product(const int tiles, const uint16_t *left, const int64_t row, in
                     int64_t pairs, float *to)
 {
     if (tiles)
-        tile_matrix(left, row, rows, right, pairs, to, BLOCK, 0, 0);
+        tile_matrix(left, row, rows, right, pairs, to, BLOCK, 0);
     else
         matrix(left, row, 2, rows, right, pairs, to, BLOCK, 0);
 }
@@ -34,7 +34,7 @@ INLINE void wide_product(const int tiles, const uint16_t *left, int64_t rows, co
 {
     for (int64_t half = 0; half < 2; half++, right += BLOCK * BLOCK, to += BLOCK)
         if (tiles)
-            tile_matrix(left, BLOCK, rows, right, BLOCK / 2, to, WIDTH, add, 0);
+            tile_matrix(left, BLOCK, rows, right, BLOCK / 2, to, WIDTH, add);
         else
             matrix(left, BLOCK, 2, rows, right, BLOCK / 2, to, WIDTH, add);
 }
@@ -46,7 +46,7 @@ INLINE void mixture(const int tiles, const uint16_t *pairs, int64_t keys, int64_
 {
     if (tiles) {
         float sums[WIDTH * BLOCK] __attribute__((aligned(64)));
-        tile_matrix(across, keys, WIDTH, pairs, keys / 2, sums, BLOCK, 0, 0);
+        tile_matrix(across, keys, WIDTH, pairs, keys / 2, sums, BLOCK, 0);
         for (int64_t d = 0; d < WIDTH; d += 16)
             for (int64_t t = 0; t < n; t += 16)
                 turn(sums + d * BLOCK + t, 2 * BLOCK, to + t * WIDTH + d, 2 * WIDTH);

@@ -11,9 +11,12 @@
 
 #define TASK_ROWS 64          /* of a product by vectors that one thread makes at a time */
 #define DEPTH 128             /* rows of a gradient's sum by vectors at a time: the second-level cache keeps them, in pairs and before */
-#define TILE_DEPTH 256        /* the same by tiles; also how much of a product is summed up at a time */
-#define TILE_WEIGHTS (1 << 18) /* of a product by tiles at a time: half a megabyte of the second-level cache */
-#define CUT_ROWS 128          /* of a product by tiles that one thread makes at a time */
+#define TILE_DEPTH 256        /* the same by tiles; of a product by tiles, so much of a panel stays in the nearest cache */
+#define CUT_ROWS 416          /* of a product by tiles that one thread makes at a time: the second-level cache keeps them, */
+#define CUT_DEPTH 768         /* so many numbers of each; where that is not all, */
+#define CUT_COLUMNS 768       /* so many columns of its sums are kept as well */
+#define FEW_ROWS 128
+#define GROUP 4               /* panels whose results are written together: each row lies in a page of its own */
 
 /* One side of a product by weight (N, K), contiguous, both multiples of BLOCK: in panels of BLOCK columns and in pairs along
    what is summed over. Either that is K, (N / BLOCK, K / 2, BLOCK, 2), or, crosswise, N: (K / BLOCK, N / 2, BLOCK, 2). */
@@ -23,10 +26,11 @@ struct pack {
     uint16_t *panels;
 };
 
-/* out (rows, columns) = left (rows, depth) panels, all contiguous bfloat16, depth and columns multiples of BLOCK; threads: how
-   many tasks are under way at a time. */
+/* out (rows, columns) = left (rows, depth) panels, all bfloat16, depth and columns multiples of BLOCK. Rows of left lie `pitch`
+   numbers apart, `together` of them, and the next as many `apart` from those; by vectors all is contiguous. threads: how many
+   tasks are under way at a time. */
 struct product {
-    int64_t rows, depth, columns, threads;
+    int64_t rows, depth, columns, threads, together, pitch, apart;
     const uint16_t *left, *panels;
     uint16_t *out;
 };
@@ -65,13 +69,15 @@ static void pack(const void *job, int64_t task, float *scratch)
     }
 }
 
-/* Rows of BLOCK sums as bfloat16. */
-INLINE void put(const float *sums, int64_t rows, uint16_t *to, int64_t pitch)
+/* Rows of sums as bfloat16, of `panels` panels that lie `apart` from each other. */
+INLINE void put(const float *sums, int64_t rows, int64_t panels, int64_t apart, uint16_t *to, int64_t pitch)
 {
-    for (int64_t r = 0; r < rows; r++, sums += BLOCK) {
-        const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + 16), _mm512_loadu_ps(sums));
-        _mm512_storeu_si512(to + r * pitch, row);
-    }
+    for (int64_t r = 0; r < rows; r++, sums += BLOCK)
+        for (int64_t c = 0; c < panels; c++) {
+            const float *at = sums + c * apart;
+            const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(at + 16), _mm512_loadu_ps(at));
+            _mm512_storeu_si512(to + r * pitch + c * BLOCK, row);
+        }
 }
 
 /* TASK_ROWS rows of a product, panel by panel; meanwhile the rows that this thread reads next, and those it writes, are fetched. */
@@ -95,7 +101,7 @@ static void product(const void *job, int64_t task, float *scratch)
         matrix(left, depth, 2, whole, right, depth / 2, scratch, BLOCK, 0);
         if (whole < n)
             matrix(rest, depth, 2, ROWS, right, depth / 2, scratch + whole * BLOCK, BLOCK, 0);
-        put(scratch, n, out + c, columns);
+        put(scratch, n, 1, 0, out + c, columns);
     }
 }
 
@@ -167,41 +173,100 @@ static int64_t gradient_floats(const struct gradient *w)
 #ifdef TILED
 #include "../tiles.h"
 
-/* How many tasks a product's columns are cut into, whose panels stay in the second-level cache while rows go by. */
-static int64_t column_parts(const struct product *w)
+/* How a product by tiles is cut: into tasks of `rows` rows and one of `parts` of the columns, which go through the depth in
+   `depths` steps of `depth` numbers. */
+struct cut {
+    int64_t cuts, rows, parts, depths, depth;
+};
+
+/* A piece of `whole` cut evenly into `pieces`, a multiple of `unit`. */
+INLINE int64_t piece(int64_t whole, int64_t pieces, int64_t unit) { return round_up((whole + pieces - 1) / pieces, unit); }
+
+/* How many of them if each has `most` at most. */
+INLINE int64_t pieces_of(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
+
+/* With all threads at work, the least to read: each row once for every part of the columns, each column of the weight once for
+   every cut of the rows. A row counts three times: it is laid out before there is anything to multiply. */
+static struct cut cut_of(const struct product *w)
 {
-    const int64_t blocks = w->columns / BLOCK, wanted = (w->columns * w->depth + TILE_WEIGHTS - 1) / TILE_WEIGHTS;
-    return least(blocks, round_up(wanted, least(w->threads, MOST_THREADS)));
+    const int64_t depths = pieces_of(w->depth, CUT_DEPTH), threads = least(w->threads, MOST_THREADS);
+    const int64_t fewest = depths > 1 ? pieces_of(w->columns, CUT_COLUMNS) : 1;
+    struct cut found = {.depths = depths, .depth = piece(w->depth, depths, STEP)};
+    int64_t least_read = INT64_MAX;
+    for (int64_t parts = fewest; parts <= least(w->columns / BLOCK, fewest + threads - 1); parts++) {
+        const int64_t cuts = round_up(pieces_of(w->rows, CUT_ROWS), pieces_of(threads, parts));
+        const int64_t read = 3 * parts * w->rows + cuts * w->columns;
+        if (read < least_read) {
+            least_read = read;
+            found.parts = parts;
+            found.rows = piece(w->rows, cuts, 16);
+            found.cuts = pieces_of(w->rows, found.rows);
+        }
+    }
+    return found;
 }
 
-/* CUT_ROWS rows of some of a product's columns, SQUARE at a time. */
+/* Rows first .. first + n - 1 of left, as many as a square of tiles has or fewer, from number `at` on: STEP numbers of each, then
+   the next STEP. */
+static void lay_out(const struct product *w, int64_t first, int64_t n, int64_t at, int64_t depth, uint16_t *to)
+{
+    const int64_t padded = round_up(n, 16);
+    for (int64_t i = 0; i < padded; i++) {
+        const int64_t r = first + i;
+        const uint16_t *row = w->left + r / w->together * w->apart + r % w->together * w->pitch + at;
+        for (int64_t k = 0; k < depth; k += STEP)
+            _mm512_storeu_si512(to + k * padded + i * STEP, i < n ? _mm512_loadu_si512(row + k) : _mm512_setzero_si512());
+    }
+}
+
+/* Step by step through the depth, the rows laid out and panel after panel multiplied with them all; meanwhile the next panel
+   comes from memory. */
 static void tile_product(const void *job, int64_t task, float *scratch)
 {
     const struct product *w = job;
-    const int64_t depth = w->depth, columns = w->columns, blocks = columns / BLOCK, parts = column_parts(w);
-    const int64_t part = task % parts, begin = blocks * part / parts * BLOCK, end = blocks * (part + 1) / parts * BLOCK;
-    const int64_t last = least((task / parts + 1) * CUT_ROWS, w->rows);
-    uint16_t *rest = (uint16_t *)(scratch + SQUARE * BLOCK);
+    const struct cut cut = cut_of(w);
+    const int64_t columns = w->columns, panels = columns / BLOCK, part = task % cut.parts;
+    const int64_t begin = panels * part / cut.parts, end = panels * (part + 1) / cut.parts, apart = cut.rows * BLOCK;
+    const int64_t first = task / cut.parts * cut.rows, n = least(cut.rows, w->rows - first), padded = round_up(n, 16);
+    /* At each step: then the panel is there in time. With few rows memory is what they wait for, and that would be in its way. */
+    const int64_t lines = padded < FEW_ROWS ? 0 : pieces_of(SQUARE * SQUARE, padded);
+    uint16_t *left = (uint16_t *)scratch;
+    float *sums = scratch + cut.rows * cut.depth / 2;
     tiles_on();
-    for (int64_t first = task / parts * CUT_ROWS; first < last; first += SQUARE) {
-        const int64_t n = least(SQUARE, last - first), padded = round_up(n, 16);
-        const uint16_t *left = w->left + first * depth;
-        if (n < padded) {
-            memcpy(rest, left, 2 * (size_t)(n * depth));
-            memset(rest + n * depth, 0, 2 * (size_t)((padded - n) * depth));
-            left = rest;
-        }
-        for (int64_t c = begin; c < end; c += BLOCK) {
-            for (int64_t k = 0; k < depth; k += TILE_DEPTH)
-                tile_matrix(left + k, depth, padded, w->panels + c * depth + k * BLOCK, least(TILE_DEPTH, depth - k) / 2,
-                            scratch, BLOCK, k > 0, 1);
-            put(scratch, n, w->out + first * columns + c, columns);
+    for (int64_t at = 0; at < w->depth; at += cut.depth) {
+        const int64_t depth = least(cut.depth, w->depth - at), block = piece(depth, pieces_of(depth, TILE_DEPTH), STEP);
+        for (int64_t r = 0; r < n; r += SQUARE)
+            lay_out(w, first + r, least(SQUARE, n - r), at, depth, left + r * depth);
+        for (int64_t c = begin; c < end; c++) {
+            const int64_t next = c + 1 < end ? (c + 1) * w->depth + at : begin * w->depth + at + depth, j = (c - begin) % GROUP;
+            const uint16_t *right = w->panels + (c * w->depth + at) * BLOCK, *coming = w->panels + next * BLOCK;
+            float *to = sums + (cut.depths > 1 ? c - begin : j) * apart;
+            for (int64_t k = 0; k < depth; k += block) {
+                const int64_t deep = least(block, depth - k), add = at + k > 0;
+                for (int64_t r = 0; r < padded; r += SQUARE, coming += deep / STEP * lines * BLOCK) {
+                    const int64_t rows = least(SQUARE, padded - r);
+                    const uint16_t *square = left + r * depth + k * rows;
+                    if (rows == SQUARE)
+                        tile_block(SQUARE, square, STEP, SQUARE * STEP, right + k * BLOCK, deep / 2, to + r * BLOCK, BLOCK, add,
+                                   coming, lines);
+                    else
+                        tile_block(16, square, STEP, 16 * STEP, right + k * BLOCK, deep / 2, to + r * BLOCK, BLOCK, add, coming,
+                                   lines);
+                }
+            }
+            if (at + depth == w->depth && (j == GROUP - 1 || c == end - 1))
+                put(to - j * apart, n, j + 1, apart, w->out + first * columns + (c - j) * BLOCK, columns);
         }
     }
     tiles_off();
 }
 
-static int64_t tile_product_floats(int64_t depth) { return SQUARE * BLOCK + SQUARE * depth / 2; }
+static int64_t tile_product_floats(const struct product *w)
+{
+    const struct cut cut = cut_of(w);
+    const int64_t panels = cut.depths > 1 ? pieces_of(w->columns / BLOCK, cut.parts) : GROUP;
+    return cut.rows * cut.depth / 2 + cut.rows * BLOCK * panels;
+}
 
 /* Rows m .. m + depth - 1 of columns first .. end - 1 as (columns, TILE_DEPTH), 0 up to a multiple of STEP. */
 static void columns_of(const uint16_t *rows, int64_t width, int64_t depth, int64_t first, int64_t end, uint16_t *to)
@@ -238,7 +303,7 @@ static void tile_gradient(const void *job, int64_t task, float *scratch)
             }
         for (int64_t k = s.k0; k < s.k1; k += BLOCK)
             tile_matrix(left, TILE_DEPTH, s.n1 - s.n0, right + (k - s.k0) * TILE_DEPTH, padded / 2,
-                        w->d_weight + s.n0 * K + k, K, m > 0, 0);
+                        w->d_weight + s.n0 * K + k, K, m > 0);
     }
     tiles_off();
 }
@@ -275,8 +340,8 @@ int64_t fftp_product(const struct product *w, int64_t set, int64_t threads, para
 {
 #ifdef TILED
     if (set == AMX) {
-        const int64_t tasks = (w->rows + CUT_ROWS - 1) / CUT_ROWS * column_parts(w);
-        return run_all(tile_product, w, tasks, tile_product_floats(w->depth), threads, region);
+        const struct cut cut = cut_of(w);
+        return run_all(tile_product, w, cut.cuts * cut.parts, tile_product_floats(w), threads, region);
     }
 #endif
     return run_all(product, w, (w->rows + TASK_ROWS - 1) / TASK_ROWS, product_floats(w->depth), threads, region);

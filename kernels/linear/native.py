@@ -14,16 +14,16 @@ from kernels.linear import reference
 from kernels.native import AMX, Library, new, pointers, structure, watched
 
 BLOCK = 32  # native.c's: what it takes are multiples of so many numbers
-# Numbers of a result up to which tiles are ahead of PyTorch's product, which writes faster and multiplies slower in the long
-# run: where each sums up few, and where it sums up at least LONG (LOG.md).
-SMALL, LARGE, LONG = 1 << 19, 1 << 21, 512
+# Tiles are ahead of PyTorch's product where each number of the result sums up at least LONG, and else up to SMALL numbers of a
+# result (LOG.md).
+SMALL, LONG = 1 << 19, 512
 
 SOURCES = ("native.c", "../matrix.h", "../tiles.h", "../native.h")
 LIBRARY = Library(Path(__file__).parent, SOURCES, ("pack", "product", "gradient"))
 
 
 _Pack = structure("N K crosswise", "weight panels")
-_Product = structure("rows depth columns threads", "left panels out")
+_Product = structure("rows depth columns threads together pitch apart", "left panels out")
 _Gradient = structure("rows N K parts", "grad x d_weight")
 
 
@@ -46,7 +46,7 @@ def linear(x, weight, panels=None):
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x.to(torch.bfloat16), weight)
     x, (N, K) = x.to(torch.bfloat16), weight.shape
-    if watched() or not _by_tiles(weight) or x.numel() // K * N > (SMALL if K < LONG else LARGE):
+    if watched() or not _by_tiles(weight) or (K < LONG and x.numel() // K * N > SMALL):
         return reference.linear(x, weight.to(torch.bfloat16))
     return _product(x, _packed(weight.to(torch.bfloat16)) if panels is None else panels, N)
 
@@ -100,10 +100,14 @@ def _packed(weight, crosswise=False):
 
 def _product(left, panels, columns):
     """`[..., columns]` bfloat16."""
-    left, depth = left.contiguous(), left.shape[-1]
+    depth = left.shape[-1]
+    if left.ndim != 3 or left.stride(2) != 1 or LIBRARY.widest() < AMX:
+        left = left.contiguous()
+    rows = left.numel() // depth
+    together, pitch, apart = (left.shape[1], left.stride(1), left.stride(0)) if left.ndim == 3 else (rows, depth, 0)
     out = new((*left.shape[:-1], columns), torch.bfloat16)
     if out.numel():
-        numbers = (left.numel() // depth, depth, columns, torch.get_num_threads())
+        numbers = (rows, depth, columns, torch.get_num_threads(), together, pitch, apart)
         LIBRARY.call("product", _Product(*numbers, *pointers(left, panels, out)))
     return out
 

@@ -15,12 +15,14 @@ MOST_ROWS = 2**30  # rows are counted in int32, and the last tile or part of a s
 MOST_CELLS = 2**31 - 1  # of a patch with the frames it lies in: they are counted in int32, too
 
 
-def patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None):
+def patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None, panels=None):
     """As `reference.patch_embed`; the product takes autocast's type where it is on, and everything is added in float32."""
     return _patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles, fill, boxes=False)
 
 
-def patch_embed_by_descriptor(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None):
+def patch_embed_by_descriptor(
+    log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None, panels=None
+):
     """As `patch_embed`, but the forward pass without masks loads by tensor descriptors where `boxes_fit` the geometry."""
     return _patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles, fill, boxes=True)
 

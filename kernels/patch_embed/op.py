@@ -15,6 +15,7 @@ def patch_embed(
     place: int,
     rectangles: torch.Tensor | None = None,
     fill: torch.Tensor | None = None,
+    panels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Log-mel to the encoder's input (paper, section III-A; square patches are the same with pf < F).
 
@@ -24,6 +25,7 @@ def patch_embed(
     rectangles int32 `[B, M, 4]` as (t0, t1, f0, f1), half open, with fill float32 `[B]` in the units of log_mel: embed the
     masked spectrogram and leave log_mel itself as it is; what would stand outside the clip is cut off. A hidden cell has
     no gradient, weight's gradient sees the fill, and fill itself gets none.
+    panels: `linear_panels(weight.flatten(1))`, for a weight that stays as it is; the result is the same.
 
     Returns `[B, N + c, D]`. Patches are in the order of AST and AuM: frequency band outer, time inner; a full-frequency
     patch leaves time alone. Raises ValueError when a patch does not fit or shapes disagree.
@@ -49,7 +51,7 @@ def patch_embed(
     if rectangles is not None or fill is not None:
         _check_masks(log_mel, rectangles, fill)
     return dispatch.choose("patch_embed", log_mel)(
-        log_mel, weight, bias, stride, position, tokens, place, rectangles, fill
+        log_mel, weight, bias, stride, position, tokens, place, rectangles, fill, panels
     )
 
 

@@ -6,17 +6,20 @@ import torch.nn.functional as nnf
 from kernels.spec_mask.reference import covered
 
 
-def patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None):
+def patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles=None, fill=None, panels=None):
     """out = [patches before place, tokens, patches after], patch n = weight @ window n + bias + position[n].
 
     With rectangles and fill the windows are cut from `hide(log_mel, rectangles, fill)`.
     """
-    log_mel = hide(log_mel, rectangles, fill)
-    D, _, pt, pf = weight.shape
-    windows = log_mel.unfold(1, pt, stride[0]).unfold(2, pf, stride[1])  # (B, n_t, n_f, pt, pf), a view
-    patches = windows.transpose(1, 2).flatten(3).flatten(1, 2)  # (B, N, pt * pf), frequency band outer, time inner
-    embedded = nnf.linear(patches, weight.view(D, -1), bias)  # (B, N, K) @ (K, D) -> (B, N, D)
+    patches = windows(hide(log_mel, rectangles, fill), weight.shape[2:], stride)
+    embedded = nnf.linear(patches, weight.flatten(1), bias)  # (B, N, K) @ (K, D) -> (B, N, D)
     return join(embedded, position, tokens, place)
+
+
+def windows(log_mel, patch, stride):
+    """The patches `[B, N, pt * pf]`, frequency band outer, time inner; a view where they have full frequency."""
+    cut = log_mel.unfold(1, patch[0], stride[0]).unfold(2, patch[1], stride[1])  # (B, n_t, n_f, pt, pf)
+    return cut.transpose(1, 2).flatten(3).flatten(1, 2)
 
 
 def hide(log_mel, rectangles, fill):
