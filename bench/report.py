@@ -4,6 +4,7 @@ compare."""
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,29 +34,38 @@ def lines() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """One row of Markdown a case; seeds of a case are averaged, with each one's figure behind the mean.
 
-    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Named recipes first.
+    Of CPUs: what `make gpu` trains shows that the run works there, and no model. Not of one fold alone. Named recipes first,
+    and of each model the longest run; what is made on the fly last.
     """
     rows = [row for row in rows if "NVIDIA" not in row["machine"] and not row["case"].get("test_fold")]
     rows = [row for row in rows if row["case"]["epochs"] >= SHORTEST]
-    rows.sort(key=lambda row: not row.get("recipe"))
+    models = list(tables.NAMES)
+    rows.sort(
+        key=lambda row: (
+            row["case"]["data"] == "synth",
+            models.index(row["case"]["model"]),
+            not row.get("recipe"),
+            -row["case"]["epochs"],
+        )
+    )
     return "\n".join([HEAD, *(_row(group) for group in tables.kinds(rows))])
 
 
 def _row(group: list[dict]) -> str:
     case, recipe = group[0]["case"], group[0].get("recipe")
     size = case["size"] + (f", {case['depth']} layers" if case["depth"] else "")
-    patch = tables.PATCHES[case["patch"]]
-    geometry = f"{case['patch_time'] or {'fftp': 10, 'square': 16}[case['patch']]} frames"
+    height, width = {"fftp": (128, 10), "square": (16, 16)}[case["patch"]]
+    geometry = f"{tables.PATCHES[case['patch']]} ({height}, {case['patch_time'] or width})"
     if case["time_stride"]:
-        geometry += f" / {case['time_stride']}"
+        geometry += f"/{case['time_stride']}"
     epochs = f"{case['max_steps']} steps" if case["max_steps"] else str(case["epochs"])
     cells = [
         DATA.get(case["data"], case["data"]),
         f"{tables.NAMES[case['model']]}-{size}"
-        + (f", `{recipe}`" if recipe else "")
+        + (f", `{recipe}`" if recipe else ", defaults")
         + tables.changed(group[0])
         + ("" if case["fused"] else ", float32 on the references"),
-        f"{patch} {geometry}, {case['augment']}",
+        f"{geometry}, {case['augment']}",
         epochs,
         _percent(group, "accuracy"),
         _percent(group, "balanced_accuracy"),
@@ -70,6 +80,35 @@ def _percent(group: list[dict], name: str) -> str:
         return f"{values[0]:.1f}"
     each = ", ".join(f"{v:.1f}" for v in values)
     return f"**{statistics.mean(values):.1f}** ± {statistics.stdev(values):.1f} ({each})"
+
+
+# README's: (what, part, what its case holds, the peer and what it is called).
+TRAINING = "AST-tiny, FFTP: a training step of 128 words"
+SQUARES = {"patches": 1212, "B": 1}
+SPEED = (
+    (TRAINING, "step", {}, "eager float32", "plain PyTorch, float32"),
+    (TRAINING, "step", {}, "eager autocast", "plain PyTorch, autocast"),
+    ("AST-base, 1212 squares", "infer", {**SQUARES, "dtype": "bfloat16"}, "transformers", "`transformers`"),
+    ("AST-base, 1212 squares, float32", "infer", {**SQUARES, "dtype": "float32"}, "transformers", "`transformers`"),
+    (
+        "AST-base, (128, 50)/10, eight clips",
+        "infer",
+        {"patches": 96, "B": 8, "dtype": "bfloat16"},
+        "square patches",
+        "1212 squares",
+    ),
+)
+
+
+def speed(lines: Callable[[str], list[dict]]) -> str:
+    """Some of docs/PERFORMANCE.md: a row for each of SPEED, on each machine that has it."""
+    table = []
+    for what, part, wanted, peer, name in SPEED:
+        for machine, rows in tables.by_machine(lines(part)).items():
+            for row in rows:
+                if row["correct"] and wanted.items() <= row["case"].items() and peer in row.get("ratio", {}):
+                    table.append([what, machine, f"{row['ours']['ms']:.0f}", name, f"{row['ratio'][peer]:.2f}"])
+    return tables.markdown(["in bfloat16, if not said otherwise", "machine", "ms", "beside", "its time / ours"], table)
 
 
 def performance(folder: Path = measure.RESULTS) -> str:
@@ -104,7 +143,7 @@ def _table(rows: list[dict]) -> str:
     peers = list(dict.fromkeys(name for row in rows for name in row["ratio"] if name != row["ours"]["backend"]))
     shares = any("share" in row for row in rows)
     figures = {title: name for title, name in FIGURES.items() if any(name in row for row in rows)}
-    head = ["case", "ours", "ms", *(["of its floor's rate"] if shares else []), *figures]
+    head = ["case", "our backend", "ms", *(["of its floor's rate"] if shares else []), *figures]
     head += [f"{name} / ours" for name in peers]
     table = []
     for row in rows:
@@ -148,7 +187,7 @@ def main(arguments: list[str]) -> int:
         return 2
     behind = 0
     pages = {
-        README: {BEGIN: table(lines()) + "\n\n" + reproduction.brief(measure.lines)},
+        README: {BEGIN: "\n\n".join((table(lines()), reproduction.brief(measure.lines), speed(measure.lines)))},
         PERFORMANCE: {BEGIN: performance()},
         REPRODUCTION: {BEGIN: reproduction.page(measure.lines), DETAILS: reproduction.details(measure.lines)},
     }

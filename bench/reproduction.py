@@ -163,7 +163,8 @@ def _systems(rows: list[dict]) -> str:
     if not table:
         return ""
     head = ["system", "patches", "epochs", "runs", "test accuracy, %", "balanced, %", "minutes"]
-    return tables.markdown([*head, *(["paper, 35 words, %"] if len(table[0]) > len(head) else [])], table)
+    said = "± is the standard deviation over runs.\n\n"
+    return said + tables.markdown([*head, *(["paper, 35 words, %"] if len(table[0]) > len(head) else [])], table)
 
 
 def _spread(values: list[float]) -> str:
@@ -177,10 +178,17 @@ def _pairs(rows: list[dict]) -> str:
         if found:
             mean, half = interval(found)
             said = f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-            table.append([question, f"{one} - {other}", str(len(found)), said, _verdict(mean, half)])
+            table.append([question, _minus(one, other), str(len(found)), said, _verdict(mean, half)])
     if not table:
         return ""
-    return tables.markdown(["what changes", "systems", "pairs", "points of balanced accuracy, 95 %", ""], table)
+    said = "± is half of the 95 % interval of the paired differences; shown: it leaves zero out.\n\n"
+    return said + tables.markdown(["what changes", "systems", "pairs", "points of balanced accuracy", "verdict"], table)
+
+
+def _minus(*keys: str) -> str:
+    """Two systems by the letters and numbers of the table above."""
+    numbers = {system.key: system.name.split()[0] for system in (*papers.TABLE1, *papers.CONTROLS)}
+    return " - ".join(numbers[key] for key in keys)
 
 
 def _verdict(mean: float, half: float) -> str:
@@ -318,7 +326,8 @@ def patches(drawn, rows: list[dict]) -> None:
             scores = [100 * row["metrics"][SCORE] for row in ours]
             bar = statistics.stdev(scores) if len(scores) > 1 else 0
             x, y, case = ours[0]["patches"], statistics.mean(scores), ours[0]["case"]
-            style = {"fillstyle": "full" if "specmask" in name else "none", "marker": "o" if kind == "fftp" else "s"}
+            filled = "full" if "specmask" in name else "bottom" if name.endswith("_plain") else "none"
+            style = {"fillstyle": filled, "marker": "o" if kind == "fftp" else "s"}
             colour = "tab:blue" if kind == "fftp" else "tab:orange"
             axes.errorbar([x], [y], yerr=[bar], color=colour, capsize=3, **style)
             text = name.removeprefix("ast_")

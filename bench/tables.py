@@ -12,7 +12,8 @@ from train.settings import read_recipe
 
 NAMES = {"ast": "AST", "aum": "AuM"}
 PATCHES = {"fftp": "FFTP", "square": "square"}
-NOT_MEASURED = "On a GPU: not measured."
+NOT_MEASURED = "On a GPU: not measured in this part."
+TITLES = {"cells": "mean cells hidden"}  # of what a case holds, where its name alone does not say it
 AUDIOSET_CLIPS, AUDIOSET_EPOCHS, GPUS = 1.7e6, 5, (1, 8, 64)
 
 CONTRADICTIONS = """\
@@ -73,10 +74,11 @@ def minutes(rows: list[dict]) -> str:
 
 
 def by_machine(rows: list[dict]) -> dict[str, list[dict]]:
-    """Machine -> the newest line of each of its cases."""
+    """Machine -> the newest line of each of its cases; GPUs first."""
     machines: dict[str, list[dict]] = {}
     for row in rows:
         machines.setdefault(row["machine"], []).append(row)
+    machines = dict(sorted(machines.items(), key=lambda found: ("NVIDIA" not in found[0], found[0])))
     return {machine: newest(some) for machine, some in machines.items()}
 
 
@@ -94,13 +96,20 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 def case_of(row: dict) -> str:
     """A line's case as people read it."""
-    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in row["case"].items())
+    case = {TITLES.get(name, name): value for name, value in row["case"].items()}
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in case.items())
 
 
 def section(rows: list[dict], text_of: Callable[[list[dict]], str]) -> str:
-    """A text for each machine, and the sentence for GPUs where none has been measured."""
+    """A text for each machine, and the sentence for GPUs where none has been measured.
+
+    A GPU's says of which commits it is: what runs there is written in places where it cannot be timed.
+    """
     machines = by_machine(rows)
-    texts = [f"{machine}:\n\n{text_of(some)}" for machine, some in machines.items()]
+    texts = []
+    for machine, some in machines.items():
+        commits = ", ".join(dict.fromkeys(str(row.get("commit")).rstrip("+")[:12] for row in some))
+        texts.append(f"{machine}{f', commit {commits}' if 'NVIDIA' in machine else ''}:\n\n{text_of(some)}")
     if not any("NVIDIA" in machine for machine in machines):
         texts.append(NOT_MEASURED)
     return "\n\n".join(texts)
@@ -134,9 +143,9 @@ def _table3_counted(rows):
         "patch / stride",
         "patches",
         "the paper prints",
-        "AST-base, its count",
-        "all",
-        "AuM-base, same count",
+        "AST-base, without attention's products",
+        "with them",
+        "AuM-base, counted likewise",
         "all",
     ]
     cells = []
@@ -152,26 +161,21 @@ def _table3_counted(rows):
 
 
 def _table3_measured(rows, trained):
-    head = [
-        "model",
-        "patch / stride",
-        "ms, batch 1, float32",
-        "bfloat16",
-        "the paper, A100",
-        "clips/s, float32",
-        "bfloat16",
-    ]
-    head += ["MB, inference", "MB, training", "step, ms", "hours", "the paper's", "mAP", "the paper's"]
+    base = any(row["case"]["size"] == "base" for row in rows)  # the paper's columns are of AST-base on an A100
+    head = ["model", "patch / stride", "ms, batch 1, float32", "bfloat16", *(["the paper, A100"] if base else [])]
+    head += ["clips/s, float32", "bfloat16", "MB, inference", "MB, training", "step, ms", "hours"]
+    head += ["the paper, A100", "mAP", "the paper"] if base else []
     cells = []
     for row in rows:
         case = row["case"]
         name = [f"{NAMES[case['model']]}-{case['size']}", case["grid"]]
-        cells.append(name + ([_wrong(row)] + [""] * 11 if not row["correct"] else _table3_cells(row, trained)))
+        wrong = [_wrong(row)] + [""] * (len(head) - 3)
+        cells.append(name + (_table3_cells(row, trained, base) if row["correct"] else wrong))
     right = [row["figures"] for row in rows if row["correct"]]
     return "\n\n".join(filter(None, (markdown(head, cells), _how(right[0]) if right else "")))
 
 
-def _table3_cells(row, trained):
+def _table3_cells(row, trained, base):
     figures, ast = row["figures"], row["case"]["model"] == "ast"
     published = figures["published"] if ast else dict.fromkeys(figures["published"])  # its Table III has AST alone
 
@@ -181,14 +185,12 @@ def _table3_cells(row, trained):
     latency, rate, step = figures["latency_ms"], figures["clips_per_second"], figures["step"]
     return [
         *(_digits(latency[dtype]) for dtype in ("float32", "bfloat16")),
-        printed("ms", 2),
+        *([printed("ms", 2)] if base else []),
         *(_digits(rate[dtype]) for dtype in ("float32", "bfloat16")),
         *(_megabytes(count) for count in (figures["peak_bytes"], step["peak_bytes"])),
         f"{step['step_ms']:.0f}",
         _digits(figures["train_hours"]),
-        printed("hours", 1),
-        accuracy(row["case"], trained),
-        printed("map", 2),
+        *([printed("hours", 1), accuracy(row["case"], trained), printed("map", 2)] if base else []),
     ]
 
 
@@ -229,7 +231,8 @@ def whole_audioset(rows: list[dict]) -> str:
     head = ["model", "patch / stride", "GPU", "clips/s of one", *(f"hours on {count}" for count in GPUS)]
     return (
         f"{run}, on paper: the clips, at the rate of the steps measured on one, divided by the GPUs. Exchanging gradients, "
-        f"evaluation and reading the files are not in it; several GPUs have not been measured.\n\n{markdown(head, cells)}"
+        f"evaluation and reading the files are not in it; several GPUs have not been measured. Each keeps its batch, so the "
+        f"whole batch grows with their number: another training than the paper's.\n\n{markdown(head, cells)}"
     )
 
 
@@ -261,7 +264,7 @@ def step_parts(rows: list[dict]) -> str:
 
 
 def _step_parts(rows):
-    head = ["step", *RANGES, "step, ms", "without ranges, ms"]
+    head = ["step", *RANGES, "rest", "step, ms", "without profiling, ms"]
     cells = []
     for row in rows:
         case = row["case"]
@@ -270,7 +273,8 @@ def _step_parts(rows):
             cells.append([name, _wrong(row)] + [""] * (len(head) - 2))
             continue
         figures = row["figures"]
-        shares = [f"{100 * figures['parts_ms'].get(part, 0.0) / figures['step_ms']:.0f} %" for part in RANGES]
+        of_parts = [figures["parts_ms"].get(part, 0.0) for part in RANGES]
+        shares = [f"{100 * ms / figures['step_ms']:.0f} %" for ms in (*of_parts, figures["step_ms"] - sum(of_parts))]
         cells.append([name, *shares, f"{figures['step_ms']:.4g}", f"{figures['plain_step_ms']:.4g}"])
     return markdown(head, cells)
 

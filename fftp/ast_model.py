@@ -87,8 +87,9 @@ class Attention(nn.Module):
 
     def _some(self, x, part):
         """Some of qkv's outputs."""
-        if x.is_cuda and type(self.qkv) is nn.Linear:
-            return nnf.linear(x, self.qkv.weight[part], self.qkv.bias[part])
+        if x.is_cuda and type(self.qkv) is nn.Linear:  # it adds the bias on its way out
+            bias = self.qkv.bias
+            return nnf.linear(x, self.qkv.weight[part], bias if bias is None else bias[part])
         x, bias = product(self.qkv, x, part)
         return x if bias is None else (x + bias).to(x.dtype)
 

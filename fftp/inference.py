@@ -11,6 +11,9 @@ from torch import nn
 import kernels
 from fftp.patching import PatchEmbed
 
+LAID_OUT = (
+    32  # outputs of a layer whose weights stand in one panel (kernels/linear/native.c), one panel behind the other
+)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,17 +43,20 @@ def product(layer: nn.Linear, x: torch.Tensor, part: slice = slice(None)) -> tup
 
     A product in bfloat16 would spread the bias over its result first and sum the gradient over it after, so it is left to
     what reads the result anyway; in other types the product adds it for nothing. Whatever stands in a layer's place is
-    called. part: of the layer's outputs, multiples of 32.
+    called, as the layer itself is in other types. part: of the layer's outputs, these alone; a slice without a step.
     """
-    if type(layer) is not nn.Linear:
-        return layer(x)[..., part], None
-    first, end, _ = part.indices(layer.out_features)
-    weight, bias, panels = layer.weight[first:end], layer.bias, getattr(layer, "panels", None)
-    bias = bias if bias is None else bias[first:end]
-    if _computed_in(x) != torch.bfloat16:
+    whole, narrow = part == slice(None), _computed_in(x) == torch.bfloat16
+    if type(layer) is not nn.Linear or (whole and not narrow):
+        out = layer(x)
+        return out if whole else out[..., part], None
+    weight, bias, panels = layer.weight, layer.bias, getattr(layer, "panels", None)
+    if not whole:  # a slice of all would be copied for its gradient
+        first, end, _ = part.indices(len(weight))
+        weight, bias = weight[part], bias if bias is None else bias[part]
+        aligned = panels is not None and not (first % LAID_OUT or end % LAID_OUT)
+        panels = panels[first * layer.in_features : end * layer.in_features] if aligned else None
+    if not narrow:
         return nnf.linear(x, weight, bias), None
-    if panels is not None:  # in order of the outputs
-        panels = panels[first * layer.in_features : end * layer.in_features]
     return kernels.linear(x, weight, panels), bias
 
 

@@ -25,7 +25,16 @@ def pytest_collection_modifyitems(config, items):
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
-    config.stash[triton_cases.SELECTED] = list(dict.fromkeys(item.path.stem for item in items))
+
+
+def pytest_collection_finish(session):
+    if not session.config.getoption("collectonly"):
+        triton_cases.begin(session.config, dict.fromkeys(item.path.stem for item in session.items))
+
+
+def pytest_unconfigure(config):
+    if triton_cases.BACKGROUND in config.stash:
+        config.stash[triton_cases.BACKGROUND].stop()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from originals import grid
 
 import fftp
 from fftp import AST, ASTConfig, AuM, AuMConfig
-from fftp.inference import Prepared, precision_of
+from fftp.inference import Prepared, precision_of, product
 from kernels import dispatch
 from tests import runs
 from train.run import main as train
@@ -43,6 +43,41 @@ def test_prepared_is_autocast_bit_for_bit(name, fused):
     doubled = [n for n, p in prepared.model.named_parameters() if p.data_ptr() != model.get_parameter(n).data_ptr()]
     assert "embed.weight" in doubled
     assert all(n.endswith("weight") and "norm" not in n for n in doubled)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("part", [slice(0, 64), slice(64, None), slice(16, 80), slice(-32, None)])
+def test_some_of_a_layers_outputs(part, bias, fused):
+    """As the whole layer has them, in both types, with the weight laid out and without."""
+    dispatch.use_fused(fused)
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(64, 96, bias), torch.randn(3, 5, 64)
+    wide, added = product(layer, x, part)
+    assert added is None
+    torch.testing.assert_close(wide, layer(x)[..., part])
+    narrow = Prepared(torch.nn.Sequential(layer), torch.bfloat16).model[0]
+    for either in (layer, narrow):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            whole, given = (product(either, x, p)[0] for p in (slice(None), part))
+            assert torch.equal(given, whole[..., part])
+            added = product(either, x, part)[1]
+        assert added is None if not bias else torch.equal(added, layer.bias[part])
+
+
+def test_a_whole_layer_is_called_in_float32_and_its_weight_not_sliced():
+    layer, x, seen = torch.nn.Linear(64, 32), torch.randn(5, 64), []
+    layer.register_forward_hook(lambda *given: seen.append(given))
+    product(layer, x)
+    assert len(seen) == 1
+    dispatch.use_fused(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = product(layer, x)[0].grad_fn
+    names, due = [], [made]
+    while due:
+        names.append(type(due[0]).__name__)
+        due = due[1:] + [f for f, _ in due[0].next_functions if f]
+    assert not any("Slice" in name for name in names)
 
 
 @pytest.mark.parametrize("name", ["ast", "aum wide"])

@@ -306,6 +306,7 @@ def test_no_width_and_wrong_panels():
     with torch.no_grad():
         none = kernels.linear(torch.zeros(3, 0, dtype=torch.bfloat16), torch.zeros(32, 0, dtype=torch.bfloat16))
         assert torch.equal(none, torch.zeros(3, 32, dtype=torch.bfloat16))
-        for panels in (torch.zeros(32 * 32, dtype=torch.bfloat16), torch.zeros(64 * 64)):
+        right = torch.zeros(64 * 64, 2, dtype=torch.bfloat16)
+        for panels in (right[:512].flatten(), right.T[0].float().contiguous(), right[:, 0]):
             with pytest.raises(ValueError, match="panels are `linear_panels` of this weight, 4096 numbers in bfloat16"):
                 kernels.linear(torch.zeros(1, 64), torch.zeros(64, 64), panels)

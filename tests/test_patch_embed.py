@@ -237,38 +237,49 @@ def in_c(request, monkeypatch):
 
 
 def in_bfloat16(monkeypatch, name, positions="learned"):
-    """(arguments of which log-mel and weight are what bfloat16 holds, stride, place, a backend's output and gradients)."""
+    """(arguments of which log-mel and weight are what bfloat16 holds, stride, place)."""
     monkeypatch.setitem(SHAPES, name, IN_C[name])
     given, stride, place = case(name, positions, dtype=torch.float32)
-    given |= {n: given[n].bfloat16().float() for n in ("log_mel", "weight")}
+    return given | {n: given[n].bfloat16().float() for n in ("log_mel", "weight")}, stride, place
 
-    def answer(backend):
-        monkeypatch.setenv("FFTP_BACKEND", f"patch_embed={backend}")
-        with torch.autocast("cpu", torch.bfloat16):
-            return run(ours, given, stride, place)
 
-    return given, stride, place, answer
+def by(backend, call, *given, monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", f"patch_embed={backend}")
+    with torch.autocast("cpu", torch.bfloat16):
+        return call(*given)
 
 
 @pytest.mark.parametrize("positions", ["learned", "none"])
 @pytest.mark.parametrize("name", IN_C)
 @pytest.mark.usefixtures("in_c")
 def test_in_c_by_the_2x_rule(name, positions, monkeypatch):
-    given, stride, place, answer = in_bfloat16(monkeypatch, name, positions)
-    found, plain = answer("native"), answer("reference")
-    exact = run(ours, {n: t if t is None else t.double() for n, t in given.items()}, stride, place)
-    for what, wanted in exact.items():
-        assert found[what].dtype == plain[what].dtype, what
-        unit = 2.0 ** (torch.frexp(wanted.abs().max()).exponent - 8)  # of the last place in bfloat16
-        error, allowed = ((t[what].double() - wanted).abs().max() for t in (found, plain))
-        assert error <= 2 * allowed + unit, what
+    given, *rest = in_bfloat16(monkeypatch, name, positions)
+    found, plain = (by(backend, ours, given, *rest, monkeypatch=monkeypatch) for backend in ("native", "reference"))
+    wanted = ours({n: t if t is None else t.double() for n, t in given.items()}, *rest)
+    assert found.dtype == plain.dtype
+    unit = 2.0 ** (torch.frexp(wanted.abs().max()).exponent - 8)  # of the last place in bfloat16
+    error, allowed = ((t.double() - wanted).abs().max() for t in (found, plain))
+    assert error <= 2 * allowed + unit
+
+
+@pytest.mark.usefixtures("in_c")
+def test_in_c_gradients_and_float64_are_the_references(monkeypatch):
+    given, *rest = in_bfloat16(monkeypatch, "fftp")
+    for numbers in (given, {n: t.double() for n, t in given.items()}):
+        found, plain = (
+            by(backend, run, ours, numbers, *rest, monkeypatch=monkeypatch) for backend in ("native", "reference")
+        )
+        assert all(torch.equal(found[what], plain[what]) for what in plain)
+    double = {n: t.double() for n, t in given.items()}
+    found, plain = (by(backend, ours, double, *rest, monkeypatch=monkeypatch) for backend in ("native", "reference"))
+    assert torch.equal(found, plain)
 
 
 @pytest.mark.parametrize("name", IN_C)
 @pytest.mark.usefixtures("in_c")
 def test_in_c_without_gradients_with_masks_and_with_the_weight_laid_out(name, monkeypatch):
     """A clip alone, and the weight in panels: the same bits. Masks are those of a painted copy."""
-    given, stride, place, _ = in_bfloat16(monkeypatch, name)
+    given, stride, place = in_bfloat16(monkeypatch, name)
     monkeypatch.setenv("FFTP_BACKEND", "patch_embed=native,linear=native")
     weights = (given["weight"].bfloat16(), given["bias"], stride, given["position"], given["tokens"], place)
     panels, log_mel = kernels.linear_panels(weights[0].flatten(1)), given["log_mel"]

@@ -61,8 +61,8 @@ def test_the_page_from_lines(tmp_path):
     measure.append(line("ast_fftp", 0, 0.80, data="folder", fold="5"), tmp_path)
     text = reproduction.page(lambda part: measure.lines(part, tmp_path))
     assert "| S1 AST square, SpecAugment | 7 | 6 | 3 | 51.0 ± 1.0 | 51.0 ± 1.0 | 1.5 | 85.27 |" in text
-    assert "| ast_fftp - ast_square | 3 | +30.7 ± 1.4 | shown |" in text
-    assert "| ast_fftp_specmask - ast_fftp | 3 | +0.0 ± 6.6 | within the spread |" in text
+    assert "| S2 - S1 | 3 | +30.7 ± 1.4 | shown |" in text
+    assert "| S3 - S2 | 3 | +0.0 ± 6.6 | within the spread |" in text
     of_sweep = "| square, 3e-4 | 6 | 40.0 | 40.0 | 0.500 |"
     assert of_sweep not in text
     assert of_sweep in reproduction.details(lambda part: measure.lines(part, tmp_path))

@@ -176,6 +176,54 @@ def test_native_results_do_not_depend_on_batch_threads_or_time(monkeypatch):
 
 
 @needs_native
+@pytest.mark.parametrize("level", LEVELS, ids=shared.SETS.__getitem__)
+@pytest.mark.parametrize("narrow", [("u", "delta", "z"), ("delta", "z"), ("u",)], ids="-".join)
+@pytest.mark.parametrize("sizes", [(2, 65, 200), (1, 31, 20)], ids=str)
+def test_native_rows_of_bfloat16_are_rounded_once(level, narrow, sizes, monkeypatch):
+    """Outputs and gradients as of the same numbers in float32, rounded; the same without gradients."""
+    use(monkeypatch, "native")
+    monkeypatch.setattr(shared, "use_set", level)
+    given = as_float32(arguments(*sizes))
+    given |= {name: given[name].bfloat16().float() for name in narrow}
+    mixed = given | {name: given[name].bfloat16() for name in narrow}
+    grad = torch.randn(given["u"].shape, generator=torch.Generator().manual_seed(1)).to(mixed["u"].dtype)
+    answers = []
+    for inputs in (given, mixed):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+        out = kernels.selective_scan(**leaves)
+        assert out.dtype == inputs["u"].dtype
+        found = torch.autograd.grad(out, list(leaves.values()), grad.to(out.dtype))
+        answers.append([out.detach(), *found])
+        with torch.no_grad():
+            assert torch.equal(kernels.selective_scan(**leaves), out)
+    for wide, found in zip(*answers, strict=True):
+        assert torch.equal(wide.to(found.dtype), found)
+    mixed["u"][0, 5, 3], mixed["z"][0, 7, 4] = float("nan"), float("inf")
+    out = kernels.selective_scan(**mixed)
+    assert out[0, 5:, 3].isnan().all()
+    assert not out[0, :5, 5:].isnan().any()
+
+
+@needs_native
+@pytest.mark.parametrize("level", LEVELS, ids=shared.SETS.__getitem__)
+@pytest.mark.parametrize("E", [40, 13])
+def test_native_convolution_of_bfloat16_rows(level, E, monkeypatch):
+    monkeypatch.setenv("FFTP_BACKEND", "causal_conv=native")
+    monkeypatch.setattr(shared, "use_set", level)
+    u, weight, bias = torch.randn(2, 9, 2 * E).bfloat16()[..., E:], torch.randn(E, 4), torch.randn(E)
+    grad, answers = torch.randn(2, 9, E), []
+    for rows in (u.float(), u):
+        leaves = [rows.detach().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        out = kernels.causal_conv(*leaves)
+        assert out.dtype == torch.float32
+        answers.append([out, *torch.autograd.grad(out, leaves, grad)])
+        with torch.no_grad():
+            assert torch.equal(kernels.causal_conv(*leaves), out)
+    for wide, found in zip(*answers, strict=True):
+        assert torch.equal(wide.to(found.dtype), found)
+
+
+@needs_native
 def test_the_native_exponential_is_exact_where_it_has_to_be(monkeypatch):
     """A state under steps of nothing stays what it is for a thousand tokens: e^0 is 1, not nearly 1."""
     use(monkeypatch, "native")

@@ -1,8 +1,8 @@
 /* Products of a linear layer in bfloat16; called through ctypes by native.py.
 
-   Of out = x W^T, with x (rows, K), W (N, K) and grad (rows, N): d_x = grad W, d_W = grad^T x. The left side of the first two
-   is read where it lies, and the weight is laid out in panels, a hundredth of the work or done once before. Of the third both
-   are laid out, some rows at a time: its sums run over rows.
+   Of out = x W^T, with x (rows, K), W (N, K) and grad (rows, N): d_x = grad W, d_W = grad^T x. For the first two the weight is
+   laid out in panels, a hundredth of the work or done once before; the left side is read where it lies by vectors, and laid out
+   some rows at a time by tiles. Of the third both sides are laid out, some rows at a time: its sums run over rows.
 
    By vectors (AVX512-BF16) or by tiles (AMX). */
 
@@ -15,7 +15,9 @@
 #define CUT_ROWS 416          /* of a product by tiles that one thread makes at a time: the second-level cache keeps them, */
 #define CUT_DEPTH 768         /* so many numbers of each; where that is not all, */
 #define CUT_COLUMNS 768       /* so many columns of its sums are kept as well */
-#define FEW_ROWS 128
+#define FEW_ROWS 128          /* fewer wait for memory, and fetching ahead would be in its way */
+#define LAID_OUT 160          /* see cost_of */
+#define FROM_MEMORY 80
 #define GROUP 4               /* panels whose results are written together: each row lies in a page of its own */
 
 /* One side of a product by weight (N, K), contiguous, both multiples of BLOCK: in panels of BLOCK columns and in pairs along
@@ -26,9 +28,9 @@ struct pack {
     uint16_t *panels;
 };
 
-/* out (rows, columns) = left (rows, depth) panels, all bfloat16, depth and columns multiples of BLOCK. Rows of left lie `pitch`
-   numbers apart, `together` of them, and the next as many `apart` from those; by vectors all is contiguous. threads: how many
-   tasks are under way at a time. */
+/* out (rows, columns) = left (rows, depth) panels, all bfloat16, depth and columns multiples of BLOCK. Rows of left come in groups
+   of `together`, whose rows begin `pitch` numbers from one another, and which begin `apart` from one another; by vectors all is
+   contiguous. threads: how many tasks are under way at a time. */
 struct product {
     int64_t rows, depth, columns, threads, together, pitch, apart;
     const uint16_t *left, *panels;
@@ -185,22 +187,28 @@ INLINE int64_t piece(int64_t whole, int64_t pieces, int64_t unit) { return round
 /* How many of them if each has `most` at most. */
 INLINE int64_t pieces_of(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
 
-/* With all threads at work, the least to read: each row once for every part of the columns, each column of the weight once for
-   every cut of the rows. A row counts three times: it is laid out before there is anything to multiply. */
+/* What a task takes: products, a row to lay out, which is as long as a product with LAID_OUT columns, and a column's way from
+   memory, as long as a product with FROM_MEMORY rows. */
+INLINE int64_t cost_of(int64_t rows, int64_t columns) { return rows * columns + LAID_OUT * rows + FROM_MEMORY * columns; }
+
+/* The cheapest for all threads together, each of which takes task after task. */
 static struct cut cut_of(const struct product *w)
 {
-    const int64_t depths = pieces_of(w->depth, CUT_DEPTH), threads = least(w->threads, MOST_THREADS);
-    const int64_t fewest = depths > 1 ? pieces_of(w->columns, CUT_COLUMNS) : 1;
+    const int64_t depths = pieces_of(w->depth, CUT_DEPTH), threads = least(w->threads, MOST_THREADS), panels = w->columns / BLOCK;
+    const int64_t fewest = depths > 1 ? pieces_of(w->columns, CUT_COLUMNS) : 1, cuts = pieces_of(w->rows, CUT_ROWS);
     struct cut found = {.depths = depths, .depth = piece(w->depth, depths, STEP)};
-    int64_t least_read = INT64_MAX;
-    for (int64_t parts = fewest; parts <= least(w->columns / BLOCK, fewest + threads - 1); parts++) {
-        const int64_t cuts = round_up(pieces_of(w->rows, CUT_ROWS), pieces_of(threads, parts));
-        const int64_t read = 3 * parts * w->rows + cuts * w->columns;
-        if (read < least_read) {
-            least_read = read;
-            found.parts = parts;
-            found.rows = piece(w->rows, cuts, 16);
-            found.cuts = pieces_of(w->rows, found.rows);
+    int64_t cheapest = INT64_MAX;
+    for (int64_t parts = fewest; parts <= least(panels, fewest + threads - 1); parts++) {
+        const int64_t full = pieces_of(cuts * parts, threads) * threads / parts; /* whole rounds of tasks, if rows can be cut so */
+        for (int64_t wanted = cuts; wanted <= full; wanted += full > cuts ? full - cuts : 1) {
+            const int64_t rows = piece(w->rows, wanted, 16), made = pieces_of(w->rows, rows);
+            const int64_t cost = pieces_of(made * parts, threads) * cost_of(rows, pieces_of(panels, parts) * BLOCK);
+            if (cost < cheapest) {
+                cheapest = cost;
+                found.cuts = made;
+                found.rows = rows;
+                found.parts = parts;
+            }
         }
     }
     return found;
@@ -220,7 +228,7 @@ static void lay_out(const struct product *w, int64_t first, int64_t n, int64_t a
 }
 
 /* Step by step through the depth, the rows laid out and panel after panel multiplied with them all; meanwhile the next panel
-   comes from memory. */
+   comes from memory, behind the last one that which the part's next task begins with. */
 static void tile_product(const void *job, int64_t task, float *scratch)
 {
     const struct product *w = job;
@@ -228,7 +236,7 @@ static void tile_product(const void *job, int64_t task, float *scratch)
     const int64_t columns = w->columns, panels = columns / BLOCK, part = task % cut.parts;
     const int64_t begin = panels * part / cut.parts, end = panels * (part + 1) / cut.parts, apart = cut.rows * BLOCK;
     const int64_t first = task / cut.parts * cut.rows, n = least(cut.rows, w->rows - first), padded = round_up(n, 16);
-    /* At each step: then the panel is there in time. With few rows memory is what they wait for, and that would be in its way. */
+    /* So many lines of the next panel are fetched at each step of each square: all of it while this one goes by. */
     const int64_t lines = padded < FEW_ROWS ? 0 : pieces_of(SQUARE * SQUARE, padded);
     uint16_t *left = (uint16_t *)scratch;
     float *sums = scratch + cut.rows * cut.depth / 2;
@@ -238,7 +246,8 @@ static void tile_product(const void *job, int64_t task, float *scratch)
         for (int64_t r = 0; r < n; r += SQUARE)
             lay_out(w, first + r, least(SQUARE, n - r), at, depth, left + r * depth);
         for (int64_t c = begin; c < end; c++) {
-            const int64_t next = c + 1 < end ? (c + 1) * w->depth + at : begin * w->depth + at + depth, j = (c - begin) % GROUP;
+            const int64_t then = at + depth < w->depth ? at + depth : 0, j = (c - begin) % GROUP;
+            const int64_t next = c + 1 < end ? (c + 1) * w->depth + at : begin * w->depth + then;
             const uint16_t *right = w->panels + (c * w->depth + at) * BLOCK, *coming = w->panels + next * BLOCK;
             float *to = sums + (cut.depths > 1 ? c - begin : j) * apart;
             for (int64_t k = 0; k < depth; k += block) {

@@ -1,7 +1,7 @@
 """A linear layer's product in bfloat16, its gradients in C (native.c), for processors that multiply bfloat16.
 
-PyTorch's own products use AMX where the processor has it: there the weight's gradient is C, and so are small results where
-no gradient is wanted.
+PyTorch's own products use AMX where the processor has it: there the weight's gradient is C, and where no gradient is wanted
+so are sums of at least LONG numbers, and small results.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def panels(weight):
 
 def linear(x, weight, panels=None):
     """As `reference.linear`, in bfloat16; by that where a width is not a multiple of BLOCK."""
-    if not _divides(weight):
+    if not _divides(weight) or x.dtype == torch.float64:
         return reference.linear(x, weight)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x.to(torch.bfloat16), weight)

@@ -14,12 +14,20 @@ def linear(x: torch.Tensor, weight: torch.Tensor, panels: torch.Tensor | None = 
     """
     if not x.ndim or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x (..., K) takes a weight (N, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
-    if panels is not None and (panels.dtype != torch.bfloat16 or panels.numel() != weight.numel()):
-        raise ValueError(
-            f"panels are `linear_panels` of this weight, {weight.numel()} numbers in bfloat16, got {panels.numel()} "
-            f"in {panels.dtype}"
-        )
+    check_panels(panels, weight)
     return dispatch.choose("linear", x)(x, weight, panels)
+
+
+def check_panels(panels: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """Raises ValueError for panels that cannot be this weight's."""
+    if panels is None or (
+        panels.dtype == torch.bfloat16 and panels.numel() == weight.numel() and panels.is_contiguous()
+    ):
+        return
+    raise ValueError(
+        f"panels are `linear_panels` of this weight, {weight.numel()} numbers in bfloat16 side by side, got {panels.numel()} "
+        f"in {panels.dtype}"
+    )
 
 
 def linear_panels(weight: torch.Tensor) -> torch.Tensor | None:

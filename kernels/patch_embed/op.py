@@ -3,6 +3,7 @@
 import torch
 
 from kernels import dispatch
+from kernels.linear.op import check_panels
 
 
 def patch_embed(
@@ -48,6 +49,7 @@ def patch_embed(
             f"N={N} patches of width D={D} take position (N, D), tokens (c, D) and a place in 0..N, "
             f"got {None if position is None else tuple(position.shape)}, {tuple(tokens.shape)} and {place}"
         )
+    check_panels(panels, weight)
     if rectangles is not None or fill is not None:
         _check_masks(log_mel, rectangles, fill)
     return dispatch.choose("patch_embed", log_mel)(

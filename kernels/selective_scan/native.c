@@ -13,18 +13,21 @@
 
 #define MOST_STATES 64
 #define MOST_TAPS 16
-#define CHUNK 32 /* tokens whose states and decays the backward keeps at a time: 64 KB at 16 lanes and 16 states */
+#define CHUNK 32 /* tokens whose states and decays the backward makes again at a time: 64 KB at 16 lanes and 16 states */
 
 typedef struct {
-    const float *at;
-    long clip, row; /* elements from clip to clip and from token to token; channels are neighbours */
+    const void *at;         /* float32, or bfloat16 where narrow */
+    long clip, row, narrow; /* elements from clip to clip and from token to token; channels are neighbours */
 } Rows;
 
 typedef struct {
     Rows u, delta, z, B, C, grad;
     const float *A, *A_backward, *D, *bias; /* (E, S), (E, S) or null, (E), (E) */
-    float *out, *y;                         /* (B, L, E); y is before the gate: null where nobody will ask for gradients */
-    float *d_u, *d_delta, *d_z, *d_B, *d_C; /* (B, L, E) x 3, (B, L, S) x 2 */
+    void *out;                              /* (B, L, E), of u's type */
+    float *y;                               /* (B, L, E), before the gate: null where nobody will ask for gradients */
+    float *kept;                            /* (B, ways, chunks, S, E): with y, the states that each CHUNK tokens begin with */
+    void *d_u, *d_delta, *d_z;              /* (B, L, E), each of its own's type */
+    float *d_B, *d_C;                       /* (B, L, S) */
     float *d_A, *d_D, *d_bias;              /* for each clip: (B, ways, E, S), (B, E), (B, E) */
     long clips, L, E, S, reverse;
 } Scan;
@@ -32,7 +35,9 @@ typedef struct {
 typedef struct {
     Rows u, grad;
     const float *weight, *bias; /* (E, K), (E) */
-    float *out, *d_u, *d_weight, *d_bias; /* (B, L, E) x 2, for each clip: (B, E, K), (B, E) */
+    float *out;                 /* (B, L, E) */
+    void *d_u;                  /* (B, L, E), of u's type */
+    float *d_weight, *d_bias;   /* for each clip: (B, E, K), (B, E) */
     long clips, L, E, K, reverse;
 } Conv;
 
@@ -159,8 +164,7 @@ int64_t fftp_scan_forward(const Scan *g, int64_t level, int64_t threads, Paralle
 }
 
 int64_t fftp_scan_backward(const Scan *g, int64_t level, int64_t threads, Parallel parallel) {
-    long chunks = (g->L + CHUNK - 1) / CHUNK;
-    return run(SCAN_BACKWARD, g, level, threads, parallel, g->clips, 6 * g->L + (2 * g->L + chunks + 2 * CHUNK) * g->S);
+    return run(SCAN_BACKWARD, g, level, threads, parallel, g->clips, 6 * g->L + (2 * g->L + 2 * CHUNK) * g->S);
 }
 
 int64_t fftp_conv_forward(const Conv *g, int64_t level, int64_t threads, Parallel parallel) {
