@@ -41,10 +41,11 @@ def _step(drawn, rows):
         shares = [100 * row["figures"]["parts_ms"].get(part, 0.0) / row["figures"]["step_ms"] for row in rows]
         axes.barh(names, shares, left=left, label=part, color=f"C{number}")
         left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.barh(names, [100 - a for a in left], left=left, label="rest", color="lightgrey")
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of a training step of {rows[0]['case']['B']} clips of ten seconds")
-    axes.legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=5, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _patches(drawn, rows):
@@ -52,9 +53,10 @@ def _patches(drawn, rows):
     for model in dict.fromkeys(row["case"]["model"] for row in rows):
         some = sorted((row for row in rows if row["case"]["model"] == model), key=lambda row: row["case"]["patches"])
         for dtype, style in (("float32", "--"), ("bfloat16", "-")):
+            style = style if len(some) > 2 else ""  # two points are no trend
             axes.plot(
                 [row["case"]["patches"] for row in some], [row["figures"]["latency_ms"][dtype] for row in some],
-                MARKS[model][0] + style, color=COLOURS[model],
+                MARKS[model][0] + style, color=COLOURS[model], fillstyle="none" if dtype == "float32" else "full",
                 label=f"{tables.NAMES[model]}-{some[0]['case']['size']}, {dtype}",
             )  # fmt: skip
     _finish(axes, "patches of a ten-second clip", "ms at batch 1")
@@ -63,13 +65,13 @@ def _patches(drawn, rows):
 def _batch(drawn, rows):
     axes = drawn.subplots()
     _both(axes, rows, "B", lambda row, model: 1000 * row["case"]["B"] / row["figures"]["ms"][model])
-    _finish(axes, f"batch, clips of {rows[0]['case']['seconds']} s", "clips/s")
+    _finish(axes, f"batch, clips of {rows[0]['case']['seconds']} s", f"clips/s, {rows[0]['case']['dtype']}")
 
 
 def _length(drawn, rows):
     time, memory = drawn.subplots(1, 2)
     _both(time, rows, "seconds", lambda row, model: row["figures"]["ms"][model])
-    _finish(time, "length of the clip, s", "ms at batch 1")
+    _finish(time, "length of the clip, s", f"ms at batch 1, {rows[0]['case']['dtype']}")
     told = [row for row in rows if None not in row["figures"]["peak_bytes"].values()]
     _both(memory, told, "seconds", lambda row, model: row["figures"]["peak_bytes"][model] / 1e6)
     _finish(memory, "length of the clip, s", "MB at the most")
@@ -80,9 +82,9 @@ def _roofline(drawn, rows):
     names = [f"{row['part']}, {tables.case_of(row)}" for row in rows]
     axes.barh(names, [100 * row["share"] for row in rows], color="tab:blue")
     axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=6)
+    axes.tick_params(axis="y", labelsize=8)
     axes.axvline(100, color="black", linewidth=0.8)
-    axes.set_xlabel("% of the rate that copies and products of this GPU allow")
+    axes.set_xlabel("% of what copies, products or exponentials allow")
 
 
 def _both(axes, rows, against, value):
@@ -104,8 +106,8 @@ def _finish(axes, x, y):
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_xlabel(f"{x} (log scale)")
+    axes.set_ylabel(f"{y} (log scale)")
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -164,7 +166,7 @@ def write(folder: Path, lines: Callable[[str], list[dict]]) -> None:
         if not rows:
             (folder / name).unlink(missing_ok=True)
         elif not _shows(plot, folder / name, rows):
-            sizes = {_roofline: (9, 1.2 + 0.16 * len(rows)), reproduction.curves: (9, 5.4)}
+            sizes = {_roofline: (9, 1.2 + 0.25 * len(rows)), reproduction.curves: (9, 5.4)}
             drawn = figures.figure(*sizes.get(plot.draw, (8, 3.6)))
             plot.draw(drawn, rows)
             machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))

@@ -111,6 +111,20 @@ def speed(lines: Callable[[str], list[dict]]) -> str:
     return tables.markdown(["in bfloat16, if not said otherwise", "machine", "ms", "beside", "its time / ours"], table)
 
 
+CAPTIONS = (
+    "Runs of six epochs and more:",
+    "The six systems of the paper's Table I at sizes that two cores train (tiny models; six epochs on words, two for AuM; "
+    "thirty on ESC-10), mean ± standard deviation (runs):",
+    "Speed beside others on the same two cores, in turn; the rest, and an H200's: [docs/PERFORMANCE.md](docs/PERFORMANCE.md).",
+)
+
+
+def readme() -> str:
+    """README's tables, each below a line that says what it is."""
+    texts = (table(lines()), reproduction.brief(measure.lines), speed(measure.lines))
+    return "\n\n".join(f"{caption}\n\n{text}" for caption, text in zip(CAPTIONS, texts, strict=True))
+
+
 def performance(folder: Path = measure.RESULTS) -> str:
     """A section for each part: the newest line of each case, by machine, and pictures."""
     lines = partial(measure.lines, folder=folder)
@@ -187,7 +201,7 @@ def main(arguments: list[str]) -> int:
         return 2
     behind = 0
     pages = {
-        README: {BEGIN: "\n\n".join((table(lines()), reproduction.brief(measure.lines), speed(measure.lines)))},
+        README: {BEGIN: readme()},
         PERFORMANCE: {BEGIN: performance()},
         REPRODUCTION: {BEGIN: reproduction.page(measure.lines), DETAILS: reproduction.details(measure.lines)},
     }

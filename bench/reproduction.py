@@ -187,8 +187,12 @@ def _pairs(rows: list[dict]) -> str:
 
 def _minus(*keys: str) -> str:
     """Two systems by the letters and numbers of the table above."""
-    numbers = {system.key: system.name.split()[0] for system in (*papers.TABLE1, *papers.CONTROLS)}
-    return " - ".join(numbers[key] for key in keys)
+    return " - ".join(map(_numbers().__getitem__, keys))
+
+
+def _numbers() -> dict[str, str]:
+    """Key -> letter and number."""
+    return {system.key: system.name.split()[0] for system in (*papers.TABLE1, *papers.CONTROLS)}
 
 
 def _verdict(mean: float, half: float) -> str:
@@ -312,6 +316,7 @@ def patches(drawn, rows: list[dict]) -> None:
 
     Each kind of patch has its own axis, as squares may lie far below.
     """
+    numbers = _numbers()
     kinds = [kind for kind in ("fftp", "square") if any(row["case"]["patch"] == kind for row in rows)]
     every = drawn.subplots(
         1, len(kinds), width_ratios=[{"fftp": 3, "square": 2}[kind] for kind in kinds], squeeze=False
@@ -330,7 +335,7 @@ def patches(drawn, rows: list[dict]) -> None:
             style = {"fillstyle": filled, "marker": "o" if kind == "fftp" else "s"}
             colour = "tab:blue" if kind == "fftp" else "tab:orange"
             axes.errorbar([x], [y], yerr=[bar], color=colour, capsize=3, **style)
-            text = name.removeprefix("ast_")
+            text = numbers.get(name, name)
             if name.startswith("table2 "):
                 text = f"{case['patch_time']} frames / {case['time_stride']}"
             named.setdefault(x, []).append((y, text))

@@ -179,7 +179,7 @@ def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: P
     loaded = [load(path) for path in checkpoints]
     kinds = {classifier.config.model.grid.full_frequency for classifier in loaded}
     figure = figures.figure(4.2 * len(loaded) + 3.6, 3.6)
-    axes = figure.subplots(1, len(loaded) + 1, sharey=True)
+    axes, pictures = figure.subplots(1, len(loaded) + 1, sharey=True), []
     for number, classifier in enumerate(loaded, 1):
         front_end, grid = classifier.config.front_end, classifier.config.model.grid
         rate, clips = front_end.fbank.sample_rate, [classifier.prepare(*_for_prepare(file)) for file in files]
@@ -202,6 +202,10 @@ def figure3(checkpoints: list[Path], files: list[Path], names: list[str], out: P
         shown = axes[number].imshow(heat.T, origin="lower", aspect="auto", cmap="turbo", alpha=0.5, extent=extent)
         _timeline(axes[number], sounds, rate)
         figure.colorbar(shown, ax=axes[number], label="rollout (mean 1)")
+        pictures.append(shown)
+    most = max(float(shown.get_array().max()) for shown in pictures)
+    for shown in pictures:
+        shown.set_clim(0, most)  # one scale for all models
     figures.save(figure, out)
 
 

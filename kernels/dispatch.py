@@ -116,7 +116,6 @@ class Backend:
     refuses: (device type, dtype name) -> the reason why it cannot run, or None.
     by_name_only: device type -> why `--fused` passes it over there, although it can run; FFTP_BACKEND still reaches it.
     forward_only: it refuses tensors that require gradients.
-    without_gradients: where they are wanted, it is the reference that runs.
     """
 
     name: str
@@ -124,7 +123,6 @@ class Backend:
     refuses: Callable[[str, str], str | None] = _always
     by_name_only: dict[str, str] = field(default_factory=dict)
     forward_only: bool = False
-    without_gradients: bool = False
 
     def load(self) -> Callable:
         return _load(self.path)
@@ -193,12 +191,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
                 "cuda": "it takes no masks, and little is gained (docs/INTERNALS.md): ask by FFTP_BACKEND",
             },
         ),
-        Backend(
-            "native",
-            "kernels.patch_embed.native:patch_embed",
-            _native("patch_embed", "bfloat16"),
-            without_gradients=True,
-        ),
+        Backend("native", "kernels.patch_embed.native:patch_embed", _native("patch_embed", "bfloat16")),
         Backend("reference", "kernels.patch_embed.reference:patch_embed"),
     ),
     "attention": (

@@ -2,9 +2,13 @@
 
 import os
 
+# Read when OpenMP is loaded. Long processes run beside the tests (beside.py): a thread that waits for one without a core would
+# spin on its own.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import beside
 import pytest
 import torch
-import triton_cases
 
 from kernels import dispatch, packages
 
@@ -29,12 +33,12 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     if not session.config.getoption("collectonly"):
-        triton_cases.begin(session.config, dict.fromkeys(item.path.stem for item in session.items))
+        beside.begin(session.config, dict.fromkeys(item.path.stem for item in session.items))
 
 
 def pytest_unconfigure(config):
-    if triton_cases.BACKGROUND in config.stash:
-        config.stash[triton_cases.BACKGROUND].stop()
+    if beside.BESIDE in config.stash:
+        config.stash[beside.BESIDE].stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """Every Triton kernel compiles for the three architectures: no spills, shared memory within bounds, matrix units used."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import beside
 import pytest
 
 from bench import compile as ahead
@@ -24,15 +22,10 @@ ROOT = Path(__file__).parents[1]
         ),
     ],
 )
-def test_the_shipped_configurations(form, tmp_path):
+def test_the_shipped_configurations(form, request):
     """In a process of its own: under the interpreter there would be nothing to compile."""
     pytest.importorskip("triton", reason="the triton package is not installed")
-    command = [sys.executable, "-m", "bench.compile", "--json", str(tmp_path / "table.json"), *form.split()]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "table.json").read_text())
+    rows = json.loads(beside.compiled(form.split(), request.config))
     wanted = {"kernel", "arch", "config", "registers", "shared_bytes", "spills", "matrix_instructions"}
     assert all(wanted <= row.keys() for row in rows)
     for arch in form.split()[1:] or ahead.ARCHITECTURES:

@@ -74,7 +74,7 @@ def test_the_page_from_lines(tmp_path):
     # A run that is repeated counts once, as it came out last.
     measure.append(line("ast_fftp", 0, 0.99), tmp_path)
     assert "(128" not in text
-    assert "| ast_fftp - ast_square | 3 | +37.0" in reproduction.page(lambda part: measure.lines(part, tmp_path))
+    assert "| S2 - S1 | 3 | +37.0" in reproduction.page(lambda part: measure.lines(part, tmp_path))
 
 
 def test_the_best_recipe_stands_beside_kwt(tmp_path):

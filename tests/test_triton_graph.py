@@ -1,7 +1,7 @@
 """The captured step with the Triton kernels: recorded in the interpreter, or a CUDA graph under --gpu."""
 
 import pytest
-from triton_cases import run_cases
+from beside import run_cases
 
 
 def test_played_back_steps_are_the_plain_ones(request):

@@ -1,7 +1,7 @@
 """The embedding's Triton kernels: every case in the interpreter, or on the device under --gpu."""
 
 import pytest
-from triton_cases import run_cases
+from beside import run_cases
 
 
 def test_the_kernels_hold_the_2x_rule(request):

@@ -1,7 +1,7 @@
 """The scan's and the convolution's Triton kernels: every case in the interpreter, or on the device under --gpu."""
 
 import pytest
-from triton_cases import run_cases
+from beside import run_cases
 
 
 @pytest.mark.timeout(900)  # on a GPU some forty kernels are compiled first

@@ -1,7 +1,7 @@
 """The masks' Triton kernels: every case in the interpreter, or on the device under --gpu."""
 
 import pytest
-from triton_cases import run_cases
+from beside import run_cases
 
 
 def test_the_kernels_give_the_references_bits(request):

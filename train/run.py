@@ -303,8 +303,7 @@ def planned(task: Task) -> dict[str, str]:
         operations |= {"rms_norm": "float32", "selective_scan": "float32", "causal_conv": precision}
     if precision == "bfloat16":
         operations["linear"] = precision
-    chosen = {name: dispatch.select(name, task.device.type, dtype) for name, dtype in operations.items()}
-    return {name: "reference" if backend.without_gradients else backend.name for name, backend in chosen.items()}
+    return {name: dispatch.select(name, task.device.type, dtype).name for name, dtype in operations.items()}
 
 
 def check_backends(task: Task) -> None:

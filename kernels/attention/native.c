@@ -75,12 +75,13 @@ INLINE void attention(const int tiles, const void *job, int64_t task, float *scr
     for (int64_t t = first * BLOCK; t < least(L, end * BLOCK); t += BLOCK) {
         const int64_t n = least(BLOCK, L - t);
         const uint16_t *then = x + ahead + t * 3 * D;
+        __m512 most[2];
         take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, (uint16_t *)sums);
         turned((uint16_t *)sums, q_turned);
         fetch(then, 3 * D, n, WIDTH);
-        product(tiles, k, WIDTH, keys, q_turned, WIDTH / 2, scores);
+        scored(tiles, k, L, keys, q_turned, scores, most);
         fetch(then + D, 3 * D, n, WIDTH);
-        softmax(scores, L, keys, weights, one_over);
+        softmax(scores, most, L, keys, weights, one_over);
         fetch(then + 2 * D, 3 * D, n, WIDTH);
         mixture(tiles, weights, keys, n, v_pairs, v_across, sums);
         put(sums, n, one_over, w->out + (clip * L + t) * D + head * WIDTH, D, NULL);
@@ -125,6 +126,7 @@ INLINE void gradients(const int tiles, const void *job, int64_t task, float *scr
         const int64_t n = least(BLOCK, L - t);
         const uint16_t *then = x + ahead + t * 3 * D;
         uint16_t *d_x = w->d_x + at + t * 3 * D;
+        __m512 most[2];
         take(x + t * 3 * D, 3 * D, bias_q, n, BLOCK, rows);
         turned(rows, q_turned);
         paired(rows, BLOCK, q_pairs);
@@ -132,11 +134,11 @@ INLINE void gradients(const int tiles, const void *job, int64_t task, float *scr
         turned(rows, g_turned);
         paired(rows, BLOCK, g_pairs);
         fetch(then, 3 * D, n, WIDTH);
-        product(tiles, k, WIDTH, keys, q_turned, WIDTH / 2, scores);
+        scored(tiles, k, L, keys, q_turned, scores, most);
         fetch(d_x, 3 * D, n, WIDTH);
         product(tiles, v, WIDTH, keys, g_turned, WIDTH / 2, d_weights);
         fetch(then + D, 3 * D, n, WIDTH);
-        slopes(scores, d_weights, L, keys, weights, d_scores, ds_pairs);
+        slopes(scores, most, d_weights, L, keys, weights, d_scores, ds_pairs);
         fetch(d_x + D, 3 * D, n, WIDTH);
         wide_product(tiles, weights, keys, g_pairs, d_v, t > 0);
         fetch(then + 2 * D, 3 * D, n, WIDTH);

@@ -5,7 +5,8 @@
 
 #include "../matrix.h"
 
-#define WIDTH 64 /* of a head */
+#define WIDTH 64     /* of a head */
+#define NEAR_KEYS 64 /* whose scores with BLOCK queries are looked at while they are near: 8 KB */
 
 #ifdef TILED
 #include "../tiles.h"
@@ -59,13 +60,12 @@ INLINE void mixture(const int tiles, const uint16_t *pairs, int64_t keys, int64_
 /* 2^x for x <= 0 to 3e-6 of itself, 1 for 0, 0 from -150 down, NaN for NaN. */
 INLINE __m512 power(__m512 x)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* NaN where x is */
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(9.5828529447e-3f), _mm512_set1_ps(5.5906426162e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4024099112e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9312417507e-1f));
+    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); /* x less the integer below it, 0 for an infinite x */
+    __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(1.3426685706e-2f), _mm512_set1_ps(5.2242472768e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4128021300e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9304484129e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
+    return _mm512_scalef_ps(p, x); /* times 2 to that integer */
 }
 
 /* Two vectors as bfloat16, a number of the one beside one of the other. */
@@ -141,15 +141,21 @@ static void put(const float *from, int64_t rows, const float *scales, uint16_t *
         _mm512_storeu_ps(totals + 16 * j, _mm512_add_ps(_mm512_loadu_ps(totals + 16 * j), columns[j]));
 }
 
-/* The largest score of each query. A key that makes an odd L even is given -infinity. */
-INLINE void largest(float *scores, int64_t L, __m512 most[2])
+/* Scores (keys, BLOCK) = k q, and the largest of each query, of keys that the nearest cache still has. A key that makes an odd
+   L even is given -infinity. */
+INLINE void scored(const int tiles, const uint16_t *k, int64_t L, int64_t keys, const uint16_t *q_turned, float *scores,
+                   __m512 most[2])
 {
     most[0] = most[1] = _mm512_set1_ps(-INFINITY);
+    for (int64_t first = 0; first < keys; first += NEAR_KEYS) {
+        float *row = scores + first * BLOCK, *end = scores + least(first + NEAR_KEYS, L) * BLOCK;
+        product(tiles, k + first * WIDTH, WIDTH, least(NEAR_KEYS, keys - first), q_turned, WIDTH / 2, row);
+        for (; row < end; row += BLOCK)
+            for (int c = 0; c < 2; c++)
+                most[c] = _mm512_max_ps(most[c], _mm512_loadu_ps(row + 16 * c));
+    }
     for (float *row = scores + L * BLOCK; row < scores + round_up(L, 2) * BLOCK; row += 16)
-        _mm512_storeu_ps(row, most[0]);
-    for (const float *row = scores; row < scores + L * BLOCK; row += BLOCK)
-        for (int c = 0; c < 2; c++)
-            most[c] = _mm512_max_ps(most[c], _mm512_loadu_ps(row + 16 * c));
+        _mm512_storeu_ps(row, _mm512_set1_ps(-INFINITY));
 }
 
 /* exp((score - most) / 8), 1 for the largest itself: a single token leaves its q and k exactly no gradient. */
@@ -168,10 +174,9 @@ INLINE void clear(uint16_t *rows, int64_t from, int64_t to)
 }
 
 /* Scores (keys, BLOCK) to exp((score - largest) / 8) in pairs of keys, (keys / 2, BLOCK, 2), and one over their sums. */
-static void softmax(float *scores, int64_t L, int64_t keys, uint16_t *weights, float *one_over)
+static void softmax(const float *scores, const __m512 most[2], int64_t L, int64_t keys, uint16_t *weights, float *one_over)
 {
-    __m512 most[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    largest(scores, L, most);
+    __m512 totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     const int64_t even = round_up(L, 2);
     for (int64_t k = 0; k < even; k += 2) {
         __m512 a[2], b[2];
@@ -189,13 +194,12 @@ static void softmax(float *scores, int64_t L, int64_t keys, uint16_t *weights, f
 }
 
 /* Scores and dP, both (keys, BLOCK), to P and dS, and dS in pairs of keys. */
-static void slopes(float *scores, const float *d_weights, int64_t L, int64_t keys, uint16_t *weights, uint16_t *d_scores,
-                   uint16_t *pairs)
+static void slopes(float *scores, const __m512 most[2], const float *d_weights, int64_t L, int64_t keys, uint16_t *weights,
+                   uint16_t *d_scores, uint16_t *pairs)
 {
-    __m512 most[2], one_over[2], means[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 one_over[2], means[2], totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     const int64_t even = round_up(L, 2);
     means[0] = means[1] = totals[0];
-    largest(scores, L, most);
     for (int64_t at = 0; at < even * BLOCK; at += BLOCK)
 #pragma GCC unroll 2
         for (int c = 0; c < 2; c++) {
