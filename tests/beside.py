@@ -30,7 +30,8 @@ class Beside:
     """jobs: name -> what runs it, given a Started. The longest are begun first."""
 
     def __init__(self, jobs: dict[str, Callable[[Started], subprocess.CompletedProcess]]):
-        self._turns, self._waited_for, self._running = threading.Semaphore(1), False, set()
+        self._turns, self._waited_for = threading.Semaphore(1), False
+        self._running, self._stopped = set(), False
         self._pool = ThreadPoolExecutor(2)
         order = sorted(jobs, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
         self._done: dict[str, Future] = {name: self._pool.submit(self._run, jobs[name]) for name in order}
@@ -46,13 +47,19 @@ class Beside:
 
     def stop(self) -> None:
         """What is under way ends, and nothing more is begun."""
+        self._stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in list(self._running):
             process.kill()
 
     def _run(self, job):
         with self._turns:
-            return job(self._running.add)
+            return None if self._stopped else job(self._started)
+
+    def _started(self, process):
+        self._running.add(process)
+        if self._stopped:
+            process.kill()
 
 
 BESIDE = pytest.StashKey[Beside]()
