@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from in_c import multiplied
 
 import kernels
-import kernels.native as shared
 from kernels import dispatch
 from kernels.attention import native, products, reference
 
@@ -14,20 +14,7 @@ IN_C = [(3, 1, 2), (2, 2, 1), (2, 31, 3), (33, 32, 3), (2, 33, 1), (1, 66, 3), (
 PARTS = ("q", "k", "v")
 
 
-@pytest.fixture(params=[shared.SETS.index("AVX-512"), shared.AMX], ids=["vectors", "tiles"])
-def in_c(request, monkeypatch):
-    """C by vectors, then by tiles, as far as this processor has them."""
-    if reason := native.refuses():
-        pytest.skip(reason)
-    if native.LIBRARY.widest() < request.param:
-        pytest.skip(f"this processor has no {shared.SETS[request.param]}")
-    monkeypatch.setattr(shared, "use_set", request.param)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    """Outputs start as NaN."""
-    monkeypatch.setattr(torch, "empty", lambda size, **how: torch.full(size, float("nan"), **how))
+in_c = multiplied(native)
 
 
 def written_out(x, heads, bias=None):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as nnf
+from in_c import multiplied
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
@@ -11,25 +12,10 @@ import kernels.native as shared
 from kernels import dispatch
 from kernels.linear import native, reference
 
-FORMS = [shared.SETS.index("AVX-512"), shared.AMX]
 SHAPES = [((1,), 32, 32), ((7,), 64, 96), ((3, 3), 32, 192), ((64,), 192, 64), ((2, 65), 96, 32), ((1, 391), 64, 160)]
 
 
-@pytest.fixture(params=FORMS, ids=["vectors", "tiles"])
-def in_c(request, monkeypatch):
-    """C by vectors, then by tiles, as far as this processor has them."""
-    if reason := native.refuses():
-        pytest.skip(f"linear=native: {reason}.")
-    if native.LIBRARY.widest() < request.param:
-        pytest.skip(f"this processor has no {shared.SETS[request.param]}")
-    monkeypatch.setattr(shared, "use_set", request.param)
-    return request.param
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    """Outputs start as NaN."""
-    monkeypatch.setattr(torch, "empty", lambda size, **how: torch.full(size, float("nan"), **how))
+in_c = multiplied(native)
 
 
 def made(rows, K, N, seed=0):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as nnf
+from in_c import multiplied
 from oracles import fixture, needs_oracles, oracle
 
 import kernels
@@ -226,14 +227,7 @@ IN_C = {  # B, T, F, pt, pf, st, sf, D: widths and patches of multiples of 32; f
 }
 
 
-@pytest.fixture(params=[shared.SETS.index("AVX-512"), shared.AMX], ids=["vectors", "tiles"])
-def in_c(request, monkeypatch):
-    """C by vectors, then by tiles, as far as this processor has them."""
-    if reason := native.refuses():
-        pytest.skip(f"patch_embed=native: {reason}.")
-    if linear.LIBRARY.widest() < request.param:
-        pytest.skip(f"this processor has no {shared.SETS[request.param]}")
-    monkeypatch.setattr(shared, "use_set", request.param)
+in_c = multiplied(native, linear.LIBRARY)
 
 
 def in_bfloat16(monkeypatch, name, positions="learned"):
