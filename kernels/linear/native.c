@@ -15,7 +15,7 @@
 #define CUT_ROWS 416          /* of a product by tiles that one thread makes at a time: the second-level cache keeps them, */
 #define CUT_DEPTH 768         /* so many numbers of each; where that is not all, */
 #define CUT_COLUMNS 768       /* so many columns of its sums are kept as well */
-#define FEW_ROWS 128          /* fewer wait for memory, and fetching ahead would be in its way */
+#define MOST_LINES 4          /* more fetched at a time are in the way of what tiles read */
 #define LAID_OUT 160          /* see cost_of */
 #define FROM_MEMORY 80
 #define GROUP 4               /* panels whose results are written together: each row lies in a page of its own */
@@ -236,8 +236,8 @@ static void tile_product(const void *job, int64_t task, float *scratch)
     const int64_t columns = w->columns, panels = columns / BLOCK, part = task % cut.parts;
     const int64_t begin = panels * part / cut.parts, end = panels * (part + 1) / cut.parts, apart = cut.rows * BLOCK;
     const int64_t first = task / cut.parts * cut.rows, n = least(cut.rows, w->rows - first), padded = round_up(n, 16);
-    /* So many lines of the next panel are fetched at each step of each square: all of it while this one goes by. */
-    const int64_t lines = padded < FEW_ROWS ? 0 : pieces_of(SQUARE * SQUARE, padded);
+    /* So many lines of the next panel are fetched at each step of each square: with 256 rows all of it while this one goes by. */
+    const int64_t lines = least(MOST_LINES, pieces_of(SQUARE * SQUARE, padded));
     uint16_t *left = (uint16_t *)scratch;
     float *sums = scratch + cut.rows * cut.depth / 2;
     tiles_on();
