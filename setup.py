@@ -46,6 +46,6 @@ setup(
         library("kernels/norm", "native_lanes.h", "../lanes.h", "../native.h"),
         library("kernels/spec_mask", "../philox.h", "../native.h"),
         library("kernels/waveform", "native_lanes.h", "../native.h"),
-        library("kernels/selective_scan", "native_body.h", contract="fast"),
+        library("kernels/selective_scan", "native_lanes.h", "../lanes.h", "../native.h", contract="fast"),
     ],
 )

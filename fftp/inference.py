@@ -10,10 +10,8 @@ from torch import nn
 
 import kernels
 from fftp.patching import PatchEmbed
+from kernels import dispatch
 
-LAID_OUT = (
-    32  # outputs of a layer whose weights stand in one panel (kernels/linear/native.c), one panel behind the other
-)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,24 +43,17 @@ def product(layer: nn.Linear, x: torch.Tensor, part: slice = slice(None)) -> tup
     what reads the result anyway; in other types the product adds it for nothing. Whatever stands in a layer's place is
     called, as the layer itself is in other types. part: of the layer's outputs, these alone; a slice without a step.
     """
-    whole, narrow = part == slice(None), _computed_in(x) == torch.bfloat16
+    whole, narrow = part == slice(None), dispatch.computed_in(x) == torch.bfloat16
     if type(layer) is not nn.Linear or (whole and not narrow):
         out = layer(x)
         return out if whole else out[..., part], None
     weight, bias, panels = layer.weight, layer.bias, getattr(layer, "panels", None)
     if not whole:  # a slice of all would be copied for its gradient
-        first, end, _ = part.indices(len(weight))
+        panels = kernels.panels_of(panels, weight, part)
         weight, bias = weight[part], bias if bias is None else bias[part]
-        aligned = panels is not None and not (first % LAID_OUT or end % LAID_OUT)
-        panels = panels[first * layer.in_features : end * layer.in_features] if aligned else None
     if not narrow:
         return nnf.linear(x, weight, bias), None
     return kernels.linear(x, weight, panels), bias
-
-
-def _computed_in(x):
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Prepared:

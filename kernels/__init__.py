@@ -6,7 +6,7 @@
 from kernels.attention import attention
 from kernels.fbank import FbankSettings, fbank, normalise
 from kernels.gelu import gelu
-from kernels.linear import linear, linear_panels
+from kernels.linear import linear, linear_panels, panels_of
 from kernels.norm import layer_norm, rms_norm
 from kernels.patch_embed import patch_embed
 from kernels.selective_scan import (
@@ -37,6 +37,7 @@ __all__ = [
     "linear_panels",
     "normalise",
     "paint",
+    "panels_of",
     "patch_embed",
     "remove_mean",
     "rms_norm",

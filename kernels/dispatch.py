@@ -310,12 +310,16 @@ def _first(backends: tuple[Backend, ...], device: str, dtype: str) -> Backend:
 def choose(operation: str, tensor: torch.Tensor) -> Callable:
     """The function that runs this operation on such a tensor; remembers its name for `in_use`.
 
-    The type that counts is the one computed in: autocast's where it is on.
+    The type that counts is the one computed in.
     """
+    return getattr(_functions, _chosen(operation, tensor.device.type, str(computed_in(tensor)).removeprefix("torch.")))
+
+
+def computed_in(tensor: torch.Tensor) -> torch.dtype:
+    """The type that an operation on it computes in: autocast's where it is on, which leaves float64 and integers alone."""
     device = tensor.device.type
-    mixed = tensor.is_floating_point() and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if mixed else tensor.dtype
-    return getattr(_functions, _chosen(operation, device, str(dtype).removeprefix("torch.")))
+    mixed = tensor.is_floating_point() and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if mixed else tensor.dtype
 
 
 def _chosen(operation, device, dtype):

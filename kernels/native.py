@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 SETS = ("the plain instruction set", "AVX2", "AVX-512", "AMX")
 AMX = SETS.index("AMX")
+TYPES = (torch.float32, torch.bfloat16)  # that operations read and write; others go through float32
 BUILD = "python setup.py build_ext --inplace"
 
 use_set: int | None = None  # an index of SETS in place of a wider one, for tests
@@ -97,6 +98,11 @@ def watched() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def readable(tensor: torch.Tensor) -> torch.Tensor:
+    """It, in float32 where it is not of TYPES."""
+    return tensor if tensor.dtype in TYPES else tensor.float()
 
 
 def float32(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -309,3 +309,22 @@ def test_gpu_without_a_device_ends_with_a_sentence():
     assert done.returncode == 2, done.stdout
     assert "--gpu: torch finds no CUDA device here" in done.stdout + done.stderr
     assert "passed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed"),
+    [(torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16), (torch.float64,) * 2, (torch.int16,) * 2],
+)
+def test_autocast_leaves_float64_and_integers_alone(dtype, computed):
+    """As PyTorch's own product does."""
+    tensor = torch.ones(2, 2, dtype=dtype)
+    assert dispatch.computed_in(tensor) == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dispatch.computed_in(tensor) == computed
+        if dtype.is_floating_point:
+            assert torch.mm(tensor, tensor).dtype == computed
+    dispatch.use_fused(True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        weight = torch.eye(32, dtype=torch.float64) / 3
+        assert torch.equal(kernels.linear(weight, weight), weight @ weight.T)
+        assert dispatch.in_use()["linear"] == "reference"

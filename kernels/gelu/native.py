@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library, float32, new, pointers, recorded, structure
+from kernels.native import Library, float32, new, pointers, readable, recorded, structure
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("gelu", "gradients")
 )
 TASK_ROWS, SEGMENTS, TERMS = 64, 16, 7  # native.c's
-TYPES = (torch.float32, torch.bfloat16)  # others go through float32
 
 _Gelu = structure("rows D narrow", "table bias x out")
 _Gradients = structure("rows D narrow", "table bias grad x d_x d_bias")
@@ -25,7 +24,7 @@ def refuses() -> str | None:
 
 def gelu(x, bias, wide):
     """As `reference.gelu`, for every type but float64."""
-    given, bias = x if x.dtype in TYPES else x.float(), float32(bias)
+    given, bias = readable(x), float32(bias)
     out = _Function.apply(given, bias) if recorded(given, bias) else _run(given.contiguous(), bias)
     return out if out.dtype == x.dtype else out.to(x.dtype)
 

@@ -30,6 +30,14 @@ def check_panels(panels: torch.Tensor | None, weight: torch.Tensor) -> None:
     )
 
 
+def panels_of(panels: torch.Tensor | None, weight: torch.Tensor, part: slice) -> torch.Tensor | None:
+    """`linear_panels(weight[part])` from `linear_panels(weight)`; None where part would cut a panel in two."""
+    first, end, _ = part.indices(len(weight))
+    if panels is None or first % native.BLOCK or end % native.BLOCK:
+        return None
+    return panels[first * weight.shape[1] : end * weight.shape[1]]  # they stand in the order of the outputs
+
+
 def linear_panels(weight: torch.Tensor) -> torch.Tensor | None:
     """A weight `[N, K]` laid out once for `linear` in bfloat16, where its backend would else do so at every call; or None."""
     backend = dispatch.select("linear", weight.device.type, "bfloat16")

@@ -5,13 +5,12 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library, float32, new, pointers, recorded, structure
+from kernels.native import TYPES, Library, float32, new, pointers, readable, recorded, structure
 
 LIBRARY = Library(
     Path(__file__).parent, ("native.c", "native_lanes.h", "../lanes.h", "../native.h"), ("norm", "gradients")
 )
 TASK_ROWS = 64  # native.c's
-TYPES = (torch.float32, torch.bfloat16)  # of x and of what comes out; others go through float32
 
 _Norm = structure("rows D centred narrow_x narrow_normed", "x residual bias weight shift normed total", "eps")
 _Gradients = structure("rows D centred narrow_grad", "grad d_total total weight d d_x sums", "eps")
@@ -33,7 +32,7 @@ def layer_norm(x, residual, bias, weight, shift, eps, dtype, wide):
 
 
 def _norm(x, others, eps, dtype):
-    x, out = (x if x.dtype in TYPES else x.float()), (dtype if dtype in TYPES else torch.float32)
+    x, out = readable(x), dtype if dtype in TYPES else torch.float32
     given = (x, *map(float32, others), eps, out)
     normed, total = _Function.apply(*given) if recorded(x, *others) else _run(*given)
     return normed if out == dtype else normed.to(dtype), total

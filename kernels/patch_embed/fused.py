@@ -8,6 +8,7 @@ import triton
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels import dispatch
 from kernels.patch_embed import kernel
 from kernels.patch_embed.kernel import Tile
 
@@ -28,8 +29,7 @@ def patch_embed_by_descriptor(
 
 
 def _patch_embed(log_mel, weight, bias, stride, position, tokens, place, rectangles, fill, boxes):
-    device = log_mel.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else log_mel.dtype
+    dtype = dispatch.computed_in(log_mel)
     bits = None
     if rectangles is not None:
         # The fill takes its rounding here: the interpreter's own cast to bfloat16 truncates.

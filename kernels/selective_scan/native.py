@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.native import Library, new, pointers, recorded
+from kernels.native import Library, new, pointers, readable, recorded
 from kernels.selective_scan.reference import precise
 
 LIBRARY = Library(
-    Path(__file__).parent, ("native.c", "native_body.h"), ("scan_forward", "scan_backward", "conv_forward", "conv_backward")
-)  # fmt: skip
+    Path(__file__).parent,
+    ("native.c", "native_lanes.h", "../lanes.h", "../native.h"),
+    ("scan_forward", "scan_backward", "conv_forward", "conv_backward"),
+)
 MOST_STATES, MOST_TAPS = 64, 16  # as native.c has room for
 CHUNK = 32  # native.c's
-TYPES = (torch.float32, torch.bfloat16)  # of u, delta and z; others go through float32
 
 _pointer = ctypes.c_void_p
 
@@ -53,10 +54,6 @@ def _rows(tensor):
     return _Rows(*pointers(tensor), tensor.stride(0), tensor.stride(1), tensor.dtype != torch.float32)
 
 
-def _taken(tensor):
-    return tensor if tensor.dtype in TYPES else tensor.float()
-
-
 def _dense(tensor):
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
@@ -72,7 +69,7 @@ def selective_scan(u, delta, A, B, C, D, z, delta_bias, A_backward, reverse):
     if A.shape[1] > MOST_STATES:
         raise ValueError(f"the native scan takes {MOST_STATES} states at most, got S={A.shape[1]}")
     dtype = u.dtype
-    u, delta, z = map(_taken, (u, delta, z))
+    u, delta, z = map(readable, (u, delta, z))
     A, B, C, D, delta_bias, A_backward = precise(A, B, C, D, delta_bias, A_backward)
     given = (u, delta, A, B, C, D, z, delta_bias, A_backward)
     out = _ScanFunction.apply(*given, reverse) if recorded(*given) else _scanned(*_laid(*given), reverse, False)[0]
@@ -157,7 +154,7 @@ def causal_conv(u, weight, bias, reverse):
     if weight.shape[1] > MOST_TAPS:
         raise ValueError(f"the native convolution takes {MOST_TAPS} taps at most, got K={weight.shape[1]}")
     dtype = torch.promote_types(u.dtype, weight.dtype)
-    given = (_taken(u), *precise(weight, bias))
+    given = (readable(u), *precise(weight, bias))
     out = (
         _ConvFunction.apply(*given, reverse) if recorded(*given) else _convolved(_dense(given[0]), *given[1:], reverse)
     )
